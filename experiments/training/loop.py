@@ -1,0 +1,181 @@
+"""One training loop for small classifiers that fit in memory with their data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from experiments import lazy
+from experiments.randomness import derive_seed, isolated_rng
+from experiments.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from experiments.data.dataset import Split
+else:
+    torch = lazy.load("torch")
+
+
+@dataclass
+class History:
+    """What happened during training, one number per epoch; epochs count from 0.
+
+    The training loss is the mean over the batches of the epoch, the validation loss that of the
+    whole split; both with the class weights of the recipe.
+    """
+
+    train_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    validation_accuracy: list[float] = field(default_factory=list)
+    best_epoch: int = -1
+    steps: int = 0
+    stopped: str = "epochs"  # or "loss" or "patience"
+
+
+class Evaluation(NamedTuple):
+    """Accuracy in [0, 1], mean cross-entropy in nats, and per sample the class and the logits."""
+
+    accuracy: float
+    loss: float
+    prediction: Tensor  # [N] int64
+    logits: Tensor  # [N, C]
+
+
+def fit(
+    model: nn.Module,
+    train: Split,
+    validation: Split,
+    *,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device | str | None = None,
+) -> History:
+    """Trains `model` in place; it ends in eval mode with the weights of its best epoch.
+
+    Best is the highest validation accuracy, and of those the lowest validation loss. The order
+    of the batches comes from a generator of its own, dropout from an isolated one: the result
+    depends on the seed alone. Moves the model to `device` when one is given.
+
+    Raises FloatingPointError when the training loss stops being finite.
+    """
+    if device is not None:
+        model.to(device)
+    parameter = next(model.parameters())
+    x, y = train.x.to(parameter), train.y.to(parameter.device)
+    same = train is validation
+    x_val, y_val = (x, y) if same else (validation.x.to(parameter), validation.y.to(y.device))
+    loss_of = _loss(recipe, y, x.dtype)
+    # One fused kernel per step instead of a dozen: these networks are bound by dispatch.
+    optimiser = torch.optim.Adam(
+        model.parameters(), betas=recipe.betas, eps=recipe.epsilon, fused=True
+    )
+    order = torch.Generator().manual_seed(derive_seed("batches", seed))
+    steps = recipe.epochs * math.ceil(len(x) / recipe.batch_size)
+    state = list(model.state_dict().values())
+    best, best_state = (-1.0, -math.inf), [tensor.clone() for tensor in state]
+    history = History()
+
+    with isolated_rng(derive_seed("dropout", seed)):
+        for epoch in range(recipe.epochs):
+            model.train()
+            losses = []
+            for rows in (
+                torch.randperm(len(x), generator=order).to(x.device).split(recipe.batch_size)
+            ):
+                history.steps += 1
+                optimiser.param_groups[0]["lr"] = _rate(recipe, history.steps, steps)
+                loss = loss_of(model(x[rows]), y[rows])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                losses.append(loss.detach())
+            history.train_loss.append(float(torch.stack(losses).mean()))
+            if not math.isfinite(history.train_loss[-1]):
+                raise FloatingPointError(
+                    f"training loss is {history.train_loss[-1]} in epoch {epoch}; "
+                    f"lower recipe.learning_rate (now {recipe.learning_rate})"
+                )
+
+            logits = _logits(model, x_val)
+            accuracy = float((logits.argmax(1) == y_val).double().mean())
+            validation_loss = float(loss_of(logits, y_val))
+            history.validation_accuracy.append(accuracy)
+            history.validation_loss.append(validation_loss)
+            if (accuracy, -validation_loss) > best:
+                best, history.best_epoch = (accuracy, -validation_loss), epoch
+                for kept, tensor in zip(best_state, state, strict=True):
+                    kept.copy_(tensor)
+            if accuracy == 1 and validation_loss <= (recipe.stop_at_loss or -1):
+                history.stopped = "loss"
+                break
+            if epoch - history.best_epoch >= recipe.patience:
+                history.stopped = "patience"
+                break
+
+    for tensor, kept in zip(state, best_state, strict=True):
+        tensor.copy_(kept)
+    model.zero_grad()
+    model.eval()
+    return history
+
+
+def evaluate(model: nn.Module, split: Split) -> Evaluation:
+    """Runs `model`, in eval mode, on a split. The model's mode is left as it was."""
+    parameter = next(model.parameters())
+    training = model.training
+    logits = _logits(model, split.x.to(parameter))
+    model.train(training)
+    y = split.y.to(logits.device)
+    prediction = logits.argmax(1)
+    loss = torch.nn.functional.cross_entropy(logits, y)
+    return Evaluation(
+        float((prediction == y).double().mean()), float(loss), prediction.cpu(), logits.cpu()
+    )
+
+
+def _logits(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(part) for part in x.split(batch_size)])
+
+
+def _rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Learning rate of step 1, 2, ... of `steps`."""
+    if recipe.schedule == "cosine":
+        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+    if recipe.schedule == "noam":
+        return recipe.learning_rate * min(step / recipe.warmup, math.sqrt(recipe.warmup / step))
+    return recipe.learning_rate
+
+
+def _loss(recipe: Recipe, y: Tensor, dtype: torch.dtype) -> Any:
+    """A function of logits [B, C] and labels [B]: the mean loss, weighted by class if balanced."""
+    functional = torch.nn.functional
+    weight = None
+    if recipe.balanced:
+        counts = torch.bincount(y)
+        # A class without samples has no weight to define; it occurs in no training loss either.
+        weight = (len(y) / (counts.count_nonzero() * counts.clamp(min=1))).to(dtype)
+
+    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, labels, weight=_as_long_as(weight, logits))
+
+    def mse_sigmoid(logits: Tensor, labels: Tensor) -> Tensor:
+        one_hot = functional.one_hot(labels, logits.shape[1]).to(logits)
+        errors = (logits.sigmoid() - one_hot).square().mean(1)
+        if weight is None:
+            return errors.mean()
+        weights = _as_long_as(weight, logits)[labels]
+        return (errors * weights).sum() / weights.sum()
+
+    return cross_entropy if recipe.loss == "cross_entropy" else mse_sigmoid
+
+
+def _as_long_as(weight: Tensor | None, logits: Tensor) -> Any:
+    """`weight` with ones for the classes that the training labels do not reach."""
+    if weight is None or len(weight) == logits.shape[1]:
+        return weight
+    return torch.cat([weight, weight.new_ones(logits.shape[1] - len(weight))])

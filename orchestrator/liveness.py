@@ -1,0 +1,165 @@
+"""Who is alive: workers say so in the store, and anybody may ask.
+
+A worker registers a document with its place (host, boot, process, Slurm job) and adds one to its
+`beat` every few seconds. Death is concluded from evidence that needs no common clock: the process
+is gone on this host, the host has booted since, Slurm no longer has the job, or the beat has not
+changed for a minute *of the observer's own monotonic clock*.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator import settings
+from orchestrator.store import Store
+
+WORKERS = "assay.workers"
+FORGOTTEN_AFTER_SECONDS = 600.0  # by the wall clock: for commands too short to watch a beat
+
+
+def place() -> dict[str, Any]:
+    """Where this process runs, in terms that another process can check."""
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "cluster": os.environ.get("SLURM_CLUSTER_NAME"),
+        "slurm_job": _number("SLURM_JOB_ID"),
+        "array_job": _number("SLURM_ARRAY_JOB_ID"),
+        "array_task": _number("SLURM_ARRAY_TASK_ID"),
+        "restart": _number("SLURM_RESTART_COUNT") or 0,
+    }
+
+
+def register(store: Store, collection: str, slots: int) -> dict[str, Any]:
+    """Enter this process as a worker of a sweep; returns its document.
+
+    A Slurm job that was started again takes the place of its former self at once.
+    """
+    worker: dict[str, Any] = {
+        "_id": uuid.uuid4().hex,
+        "collection": collection,
+        "slots": slots,
+        "beat": 0,
+        "seen": time.time(),
+        "state": "running",
+        "place": place(),
+    }
+    store.insert(WORKERS, [worker])
+    job = worker["place"]["slurm_job"]
+    if job is not None:
+        former = {
+            "_id": {"$ne": worker["_id"]},
+            "place.slurm_job": job,
+            "place.cluster": worker["place"]["cluster"],
+            "state": "running",
+        }
+        store.update(WORKERS, former, {"$set": {"state": "replaced"}}, many=True)
+    return worker
+
+
+def beat(store: Store, worker: str, **facts: Any) -> bool:
+    """Say that a worker is alive; False when it was declared dead or replaced."""
+    change = {"$inc": {"beat": 1}, "$set": {"seen": time.time(), **facts}}
+    return store.update(WORKERS, {"_id": worker, "state": "running"}, change) == 1
+
+
+def leave(store: Store, worker: str) -> None:
+    """Say that a worker has ended in good order."""
+    store.update(WORKERS, {"_id": worker}, {"$set": {"state": "ended"}})
+
+
+class Watch:
+    """Judges workers, remembering when each beat was first seen by this process."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._first_seen: dict[str, tuple[int, float]] = {}
+
+    def dead(self, worker: str) -> str | None:
+        """Why the worker counts as dead, or None while it may be alive."""
+        document = self.store.find_one(WORKERS, {"_id": worker})
+        if document is None:
+            return "unknown worker"
+        if document["state"] != "running":
+            return f"worker {document['state']}"
+        return _evidence(document["place"]) or self._silence(document)
+
+    def _silence(self, document: dict[str, Any]) -> str | None:
+        now = time.monotonic()
+        beat, since = self._first_seen.get(document["_id"], (None, now))
+        if beat != document["beat"]:
+            self._first_seen[document["_id"]] = (document["beat"], now)
+            since = now
+        if now - since > settings.DEAD_AFTER_SECONDS:
+            return f"no sign of life for {now - since:.0f} s"
+        if time.time() - document["seen"] > FORGOTTEN_AFTER_SECONDS:
+            return "no sign of life for minutes"
+        return None
+
+
+def _evidence(place: dict[str, Any]) -> str | None:
+    if place["host"] == socket.gethostname():
+        if place["boot"] != _boot():
+            return "its host has booted since"
+        try:
+            process = psutil.Process(place["pid"])
+            # Create times of one process differ by rounding only; a reused pid by seconds.
+            if abs(process.create_time() - place["started"]) > 1.0:
+                return "its process is gone"
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return "its process is gone"
+        except psutil.NoSuchProcess:
+            return "its process is gone"
+        return None
+    if place["slurm_job"] is not None and place["cluster"] == os.environ.get(
+        "SLURM_CLUSTER_NAME", place["cluster"]
+    ):
+        jobs = _slurm_jobs(int(time.monotonic() // 10))
+        if jobs is not None and place["slurm_job"] not in jobs:
+            return f"Slurm job {place['slurm_job']} has ended"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _slurm_jobs(_ten_seconds: int) -> frozenset[int] | None:
+    """Ids of the user's jobs that Slurm still has; None when Slurm does not answer. One query in
+    ten seconds, however many ask."""
+    if shutil.which("squeue") is None:
+        return None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        answer = subprocess.run(
+            ["squeue", "--me", "--noheader", "--array", "--format=%A"],
+            capture_output=True,
+            text=True,
+            timeout=15,
+            check=False,
+        )
+        if answer.returncode == 0:
+            return frozenset(int(word) for word in answer.stdout.split())
+    return None
+
+
+@lru_cache(maxsize=1)
+def _boot() -> str:
+    """An id that changes when the machine boots."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return str(int(psutil.boot_time()))
+
+
+def _number(variable: str) -> int | None:
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else None
