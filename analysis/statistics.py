@@ -1,34 +1,8 @@
 """Intervals, ranks and tests on the tidy table of scores.
 
-**The unit is the trained model.** Test samples of one model are not independent replicates of a
-method: a seed that trained oddly moves all of them together. So everything here resamples, ranks
-and tests *clusters*, one cluster being one trained model (study, dataset, model, model
-parameters, seed), within *strata* (study, dataset), which are what was chosen and not drawn.
-
-**The interval** is a two-level cluster bootstrap:
-
-1. *Models.* In each stratum of k > 1 models, k - 1 are drawn with replacement and weighted by
-   k / (k - 1). Drawing k would make the variance (k - 1) / k times too small, which is a third
-   with three seeds (McCarthy & Snowden 1985; Rao & Wu 1988, JASA 83:231). The one model of a
-   stratum with k = 1 always stays; its stratum then only tells about its test samples.
-2. *Test samples.* They are drawn with replacement as well. Models that were tested on the same
-   data (equal `data_key`) get the same draw, because a sample that is hard is hard for all of
-   them: models and samples are crossed, and this is the bootstrap for crossed effects (Owen
-   2007, Ann. Appl. Stat. 1:386). It errs on the wide side where samples are few and models
-   hardly differ: the noise of single samples then counts up to three times in the variance.
-
-The limits are percentiles of the draws, taken further out than the nominal level as Student's t
-is from the normal law, with (models - strata) degrees of freedom: the *expanded percentile
-interval* (Hesterberg 2015, Am. Stat. 69:371, section 5.3). Without it three seeds would cover
-80 % when they say 95 %. Being percentiles, the limits respect the range of a score.
-
-Where a row has no `samples`, the second level is a moment approximation of the resampled mean:
-binomial(n, value) / n where value and sd are those of a share, else normal(value, sd² / n); a row
-without sd, or with n < 2, has no second level. More than 512 samples are first averaged
-in 512 random groups, which changes the variance by 1 part in 512 and bounds the cost.
-
-Undefined values (NaN, and infinities) are left out and counted, never in silence. All results
-are reproducible: a draw depends on `seed` and on names, not on the order of the rows.
+The unit is the trained model, and intervals are those of `analysis.bootstrap`: models are
+resampled within studies and data sets, then test samples within models. Undefined values are left
+out and counted, never in silence. All results are reproducible.
 
 Facets (class, bucket, threshold, percent) are never mixed: unless a facet is asked for, only the
 `headline` row of a score is used.
@@ -36,350 +10,27 @@ Facets (class, bucket, threshold, percent) are never mixed: unless a facet is as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from hashlib import blake2b
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from analysis import text
-
-CLUSTER = ("study", "dataset", "model", "model_params", "seed")
-STRATUM = ("study", "dataset")
-METHOD = ("method", "method_params")
-SCORE = ("score", "score_params")
-FACETS = ("class", "bucket", "threshold", "percent")
-
-Statistic = Literal["mean", "iqm", "median"]
-# The part of the ordered models that a statistic averages.
-_BANDS = {"mean": (0.0, 1.0), "iqm": (0.25, 0.75), "median": (0.5 - 1e-9, 0.5 + 1e-9)}
-_BLOCKS = 512
-_CHUNK_BYTES = 2**28
-
-
-# ---------------------------------------------------------------- the table
-
-
-def headline(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per model, method and score: the headline rows, checked.
-
-    Parameters that are missing become `{}`. Rows that repeat a (model, method, score) are
-    averaged, sample by sample where they were tested on equally many.
-
-    Raises ValueError if a column is missing, no row is left, a score has two directions, or a
-    direction is neither "higher" nor "lower".
-    """
-    rows = _checked(rows)
-    rows = rows[rows["headline"].astype(bool)]
-    if rows.empty:
-        raise ValueError("no headline rows: mark one row per score with headline=True")
-    return _averaged(rows, [*CLUSTER, *METHOD, *SCORE])
-
-
-def method_labels(rows: pd.DataFrame) -> pd.Series:
-    """The display name of each row's method, with parameters only where they tell apart."""
-    return _labels(rows, METHOD)
-
-
-def score_labels(rows: pd.DataFrame) -> pd.Series:
-    """The display name of each row's score, with parameters only where they tell apart."""
-    return _labels(rows, SCORE)
-
-
-def _labels(rows: pd.DataFrame, key: tuple[str, str]) -> pd.Series:
-    pairs = list(zip(rows[key[0]], rows[key[1]], strict=True))
-    names = text.labels(pairs)
-    return pd.Series([names[pair] for pair in pairs], index=rows.index, dtype=object)
-
-
-def _checked(rows: pd.DataFrame) -> pd.DataFrame:
-    needed = [*CLUSTER, *METHOD, *SCORE, "library", "family", "control", "direction", "headline"]
-    needed += [*FACETS, "value", "n", "sd", "samples", "data_key"]
-    missing = [column for column in needed if column not in rows.columns]
-    if missing:
-        raise ValueError(
-            f"the table lacks the column{'s' if missing[1:] else ''} {', '.join(missing)}:"
-            " pass what analysis.frames.scores() returns"
-        )
-    if rows.empty:
-        raise ValueError("no rows: the filter matches no finished experiment")
-    rows = rows.reset_index(drop=True)
-    for column in ("model_params", "method_params", "score_params"):
-        rows[column] = rows[column].astype(object).where(rows[column].notna(), "{}")
-    wrong = set(rows["direction"].dropna().unique()) - {"higher", "lower"}
-    if wrong or rows["direction"].isna().any():
-        raise ValueError(f'direction must be "higher" or "lower", not {sorted(wrong) or "missing"}')
-    pairs = rows.drop_duplicates([*SCORE, "direction"])
-    torn = pairs.loc[pairs.duplicated(list(SCORE)), "score"]
-    if not torn.empty:
-        raise ValueError(f"score {torn.iloc[0]!r} has rows of both directions")
-    return rows
-
-
-def _averaged(rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """Rows with equal key become one."""
-    twice = rows.duplicated(key, keep=False)
-    if not twice.any():
-        return rows.reset_index(drop=True)
-    merged = []
-    for _, same in rows[twice].groupby(key, dropna=False, sort=True):
-        row = same.iloc[0].copy()
-        row["value"], row["n"], row["sd"] = same["value"].mean(), same["n"].sum(), np.nan
-        samples = [_samples(s) for s in same["samples"]]
-        if all(s is not None for s in samples) and len({len(s) for s in samples}) == 1:  # type: ignore[arg-type]
-            stack = np.array(samples, dtype=np.float64)
-            row["samples"] = _nanmean(np.where(np.isfinite(stack), stack, np.nan))
-            row["n"] = int(np.isfinite(row["samples"]).sum())
-        else:
-            row["samples"] = None
-        merged.append(row)
-    once = rows[~twice]
-    return pd.concat([once, pd.DataFrame(merged)], ignore_index=True)[list(rows.columns)]
-
-
-def _samples(value: object) -> np.ndarray | None:
-    """The samples of one row, or None where it has none."""
-    if value is None or value is pd.NA or isinstance(value, float):
-        return None
-    return np.asarray(value, dtype=np.float32)
-
-
-def _nanmean(x: np.ndarray, axis: int = 0) -> np.ndarray:
-    """np.nanmean without its warning: NaN where nothing is defined."""
-    defined = np.isfinite(x)
-    number = defined.sum(axis)
-    total = np.where(defined, x, 0).sum(axis)
-    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
-
-
-# ---------------------------------------------------------------- resampling
-
-
-def _generator(seed: int, *parts: object) -> np.random.Generator:
-    digest = blake2b(repr((seed, *parts)).encode(), digest_size=16).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big"))
-
-
-def _check_draws(level: float, draws: int) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, not {level!r}; 95 % is 0.95")
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, not {draws!r}")
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """Rows arranged as models × groups.
-
-    rows      the rows, with `_k` (model), `_g` (group), `_size` (samples), `_source` (test data)
-    groups    DataFrame [G], the keys of the groups
-    clusters  DataFrame [K], the keys of the models
-    strata    int [K]
-    """
-
-    rows: pd.DataFrame
-    groups: pd.DataFrame
-    clusters: pd.DataFrame
-    strata: np.ndarray
-
-    @classmethod
-    def of(cls, rows: pd.DataFrame, by: Sequence[str]) -> _Grid:
-        rows = rows.copy()
-        rows["_k"], clusters = _codes(rows, CLUSTER)
-        rows["_g"], groups = _codes(rows, by)
-        strata, _ = _codes(clusters, STRATUM)
-        rows = rows.sort_values(["_k", "_g"], kind="stable").reset_index(drop=True)
-        samples = [_samples(value) for value in rows["samples"]]
-        rows["samples"] = pd.Series(samples, dtype=object)
-        rows["_size"] = [0 if s is None else len(s) for s in samples]
-        good = np.array([0 if s is None else int(np.isfinite(s).sum()) for s in samples])
-        value = rows["value"].to_numpy(float, na_value=np.nan).copy()
-        for i in np.flatnonzero(~np.isfinite(value)):
-            s = samples[i]
-            value[i] = np.nan if s is None else _nanmean(s.astype(float)[:, None])[0]
-        n = rows["n"].fillna(0).to_numpy(int)
-        size = rows["_size"].to_numpy()
-        rows["value"] = value
-        # A row without samples is one number: all of it is defined or nothing is.
-        alone = np.maximum(n, 1)
-        rows["_defined"] = np.where(size > 0, good, np.where(np.isfinite(value), alone, 0))
-        rows["_undefined"] = np.where(size > 0, size - good, np.where(np.isfinite(value), 0, alone))
-        # A missing data_key says nothing about which samples are shared: then none are.
-        key = rows["data_key"]
-        rows["_source"] = [
-            f"data {k}" if isinstance(k, str) and k else f"model {c}"
-            for k, c in zip(key, rows["_k"], strict=True)
-        ]
-        sd = rows["sd"].to_numpy(float, na_value=np.nan)
-        rows["_informative"] = np.where(size > 0, good > 1, (alone > 1) & np.isfinite(sd))
-        return cls(rows, groups, clusters, strata)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.clusters), len(self.groups)
-
-    @cached_property
-    def value(self) -> np.ndarray:
-        """[K, G] mean of the rows of a cell; NaN where there is none."""
-        usable = self.rows[np.isfinite(self.rows["value"])]
-        total, number = np.zeros(self.shape), np.zeros(self.shape)
-        np.add.at(total, (usable["_k"], usable["_g"]), usable["value"])
-        np.add.at(number, (usable["_k"], usable["_g"]), 1)
-        return np.divide(total, number, out=np.full(self.shape, np.nan), where=number > 0)
-
-    def count(self, column: str) -> np.ndarray:
-        """[G] sum of a column of `rows`."""
-        return np.bincount(self.rows["_g"], self.rows[column], len(self.groups)).astype(int)
-
-    def informative(self) -> np.ndarray:
-        """[G] whether any row of the group tells how much it would vary over test samples."""
-        return self.count("_informative") > 0
-
-    def pool(self, clusters: np.ndarray, groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
-        """[len(clusters), len(groups), draws] cell values with their test samples resampled."""
-        k_at, g_at = np.full(self.shape[0], -1), np.full(self.shape[1], -1)
-        k_at[clusters], g_at[groups] = np.arange(len(clusters)), np.arange(len(groups))
-        at = k_at[self.rows["_k"]], g_at[self.rows["_g"]]
-        keep = (at[0] >= 0) & (at[1] >= 0) & np.isfinite(self.rows["value"].to_numpy())
-        rows = self.rows[keep]
-        cells = (at[0] * len(groups) + at[1])[keep]
-        number = np.bincount(cells, minlength=len(clusters) * len(groups))
-        out = np.zeros((len(number), draws))
-        position = pd.Series(np.arange(len(rows)))
-        for key, where in position.groupby([rows["_source"].to_numpy(), rows["_size"].to_numpy()]):
-            source, size = str(key[0]), int(key[1])  # type: ignore[index, call-overload]
-            rng = _generator(seed, "samples", source, size)
-            for part, means in _resampled(rows, where.to_numpy(), size, draws, rng):
-                if number[cells[part]].max(initial=0) == 1:
-                    out[cells[part]] = means
-                else:
-                    np.add.at(out, cells[part], means / number[cells[part], None])
-        out[number == 0] = np.nan
-        return out.reshape(len(clusters), len(groups), draws)
-
-    def weights(self, present: np.ndarray, draws: int, seed: int) -> np.ndarray:
-        """[K, draws] weights of the models in each draw; those not `present` weigh 0."""
-        out = np.zeros((self.shape[0], draws))
-        for stratum in np.unique(self.strata[present]):
-            members = np.flatnonzero(present & (self.strata == stratum))
-            k = len(members)
-            if k == 1:
-                out[members] = 1
-                continue
-            rng = _generator(seed, "models", *self.clusters.loc[members[0], list(STRATUM)], k)
-            picks = rng.integers(k, size=(draws, k - 1)) + k * np.arange(draws)[:, None]
-            counts = np.bincount(picks.ravel(), minlength=k * draws).reshape(draws, k)
-            out[members] = counts.T * (k / (k - 1))
-        return out
-
-    def freedom(self, present: np.ndarray) -> int:
-        """Models less strata: the degrees of freedom of the variance between models."""
-        return int(present.sum() - len(np.unique(self.strata[present])))
-
-
-def _codes(rows: pd.DataFrame, by: Sequence[str]) -> tuple[np.ndarray, pd.DataFrame]:
-    """Sorted group numbers [len(rows)], and the key of each group."""
-    keys = list(by)
-    grouped = rows.groupby(keys, sort=True, dropna=False)
-    codes = grouped.ngroup().to_numpy()
-    first = pd.Series(np.arange(len(rows))).groupby(codes).first()
-    return codes, rows.iloc[first.to_numpy()][keys].reset_index(drop=True)
-
-
-def _resampled(
-    rows: pd.DataFrame, where: np.ndarray, size: int, draws: int, rng: np.random.Generator
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(positions, [len(positions), draws] resampled values) of rows with equally many samples."""
-    value = rows["value"].to_numpy()
-    if size == 0:
-        yield where, _by_moments(value[where], rows.iloc[where], draws, rng)
-        return
-    blocks = min(size, _BLOCKS)
-    order = rng.permutation(size) if size > _BLOCKS else np.arange(size)
-    starts = np.arange(blocks) * size // blocks
-    picks = rng.integers(blocks, size=(draws, blocks)) + blocks * np.arange(draws)[:, None]
-    times = np.bincount(picks.ravel(), minlength=blocks * draws).reshape(draws, blocks)
-    times = np.ascontiguousarray(times.T, dtype=np.float64)
-    samples = rows["samples"].to_numpy()
-    step = max(1, _CHUNK_BYTES // (16 * max(size, draws)))
-    for part in np.split(where, range(step, len(where), step)):
-        x = np.stack(samples[part]).astype(np.float64)[:, order]
-        defined = np.isfinite(x)
-        complete = defined.all()
-        sums = np.add.reduceat(np.where(defined, x, 0), starts, axis=1)
-        counts = np.add.reduceat(defined, starts, axis=1, dtype=np.float64)
-        if complete and size == blocks:
-            means = (sums @ times) / size
-        else:
-            drawn = counts @ times
-            means = np.divide(
-                sums @ times, drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0
-            )
-            # A draw may hold undefined samples only: condition on holding a defined one.
-            for i in np.flatnonzero(~np.isfinite(means).all(axis=1)):
-                some = means[i][np.isfinite(means[i])]
-                hole = ~np.isfinite(means[i])
-                centre = sums[i].sum() / max(counts[i].sum(), 1)
-                means[i, hole] = rng.choice(some, hole.sum()) if len(some) else centre
-        # `value` is the estimate, also where it is not the mean of the samples.
-        mean = sums.sum(axis=1) / np.maximum(counts.sum(axis=1), 1)
-        offset = value[part] - mean
-        offset[np.abs(offset) <= 1e-6 * np.maximum(np.abs(mean), 1e-12)] = 0
-        yield part, means + offset[:, None]
-
-
-def _by_moments(
-    value: np.ndarray, rows: pd.DataFrame, draws: int, rng: np.random.Generator
-) -> np.ndarray:
-    n = rows["n"].fillna(0).to_numpy(int)
-    sd = rows["sd"].to_numpy(float, na_value=np.nan)
-    known = (n > 1) & np.isfinite(sd)
-    n, sd = np.where(known, n, 1), np.where(known, np.nan_to_num(sd), 0)
-    out = value[:, None] + (sd / np.sqrt(n))[:, None] * rng.standard_normal((len(value), draws))
-    spread = value * (1 - value)
-    share = (value >= 0) & (value <= 1) & known
-    share &= np.abs(sd**2 - spread * n / np.maximum(n - 1, 1)) <= 1.5 * spread / n + 1e-9
-    for i in np.flatnonzero(share):
-        out[i] = rng.binomial(n[i], value[i], draws) / n[i]
-    return out
-
-
-def _reduce(values: np.ndarray, weights: np.ndarray, statistic: Statistic) -> np.ndarray:
-    """Weighted statistic over axis 0 of values [K, ..., B] with weights [K, B] → [..., B]."""
-    middle = (slice(None), *([None] * (values.ndim - weights.ndim)))
-    weights = weights[middle]
-    if statistic == "mean":
-        return (values * weights).sum(0) / weights.sum(0)
-    low, high = _BANDS[statistic]
-    order = np.argsort(values, axis=0)
-    share = np.take_along_axis(np.broadcast_to(weights, values.shape), order, 0)
-    upper = np.cumsum(share, axis=0) / share.sum(0)
-    lower = upper - share / share.sum(0)
-    inside = np.clip(np.minimum(upper, high) - np.maximum(lower, low), 0, None)
-    return (np.take_along_axis(values, order, 0) * inside).sum(0) / inside.sum(0)
-
-
-def _limits(draws: np.ndarray, level: float, freedom: int) -> tuple[np.ndarray, np.ndarray]:
-    """Expanded percentile limits over the last axis."""
-    from scipy import special
-
-    tail = (1 - level) / 2
-    if freedom > 0:
-        tail = float(special.ndtr(special.stdtrit(freedom, tail)))
-    low, high = np.quantile(draws, [tail, 1 - tail], axis=-1)
-    return low, high
-
-
-def _masks(present: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(models present [K], groups that have just these): groups that resample alike."""
-    patterns, which = np.unique(present.T, axis=0, return_inverse=True)
-    for i, pattern in enumerate(patterns):
-        if pattern.any():
-            yield pattern, np.flatnonzero(which.ravel() == i)
-
+from analysis import bootstrap
+from analysis.bootstrap import (
+    CLUSTER,
+    FACETS,
+    METHOD,
+    SCORE,
+    STRATUM,
+    Grid,
+    Statistic,
+    headline,
+    method_labels,
+    nanmean,
+    score_labels,
+)
 
 # ---------------------------------------------------------------- intervals
 
@@ -408,15 +59,17 @@ def intervals(
 
     Raises ValueError for an unknown column, statistic or level, and if `by` would mix scores.
     """
-    _check_draws(level, draws)
-    if statistic not in _BANDS:
-        raise ValueError(f"statistic must be one of {', '.join(_BANDS)}, not {statistic!r}")
+    bootstrap.check_draws(level, draws)
+    if statistic not in bootstrap.BANDS:
+        raise ValueError(
+            f"statistic must be one of {', '.join(bootstrap.BANDS)}, not {statistic!r}"
+        )
     by = [by] if isinstance(by, str) else list(by)
     return _intervals(_chosen(rows, by), by, level, draws, seed, statistic)[0]
 
 
 def _chosen(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    rows = _checked(rows)
+    rows = bootstrap.checked(rows)
     unknown = [name for name in by if name not in rows.columns]
     if unknown or not by:
         raise ValueError(
@@ -447,23 +100,23 @@ def _intervals(
     statistic: Statistic = "mean",
 ) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """The table of `intervals`, the bootstrap's standard error [G], degrees of freedom [G]."""
-    grid = _Grid.of(rows, by)
+    grid = Grid.of(rows, by)
     K, G = grid.shape
     present = np.isfinite(grid.value)
     estimate, low, high, error = (np.full(G, np.nan) for _ in range(4))
     freedom = np.zeros(G, dtype=int)
     informative = grid.informative()
-    step = max(1, _CHUNK_BYTES // (8 * K * draws))
-    for mask, groups in _masks(present):
+    step = max(1, bootstrap.CHUNK_BYTES // (8 * K * draws))
+    for mask, groups in bootstrap.masks(present):
         weights = grid.weights(mask, draws, seed)[mask]
         models = np.flatnonzero(mask)
         dof = grid.freedom(mask)
         freedom[groups] = dof
         for part in np.split(groups, range(step, len(groups), step)):
             observed = grid.value[np.ix_(models, part)][..., None]
-            estimate[part] = _reduce(observed, np.ones((len(models), 1)), statistic)[:, 0]
-            drawn = _reduce(grid.pool(models, part, draws, seed), weights, statistic)
-            low[part], high[part] = _limits(drawn, level, dof)
+            estimate[part] = bootstrap.reduce(observed, np.ones((len(models), 1)), statistic)[:, 0]
+            drawn = bootstrap.reduce(grid.pool(models, part, draws, seed), weights, statistic)
+            low[part], high[part] = bootstrap.limits(drawn, level, dof)
             error[part] = drawn.std(axis=-1)
         if dof == 0:
             blind = groups[~informative[groups]]
@@ -514,7 +167,7 @@ def _round(x: np.ndarray) -> np.ndarray:
 class _Ranking:
     """Every method's percentile rank in every model and score; methods [M], scores [S]."""
 
-    grid: _Grid
+    grid: Grid
     methods: pd.DataFrame
     scores: pd.DataFrame
     group: np.ndarray  # [M, S] the grid's group of a cell, -1 where there is none
@@ -522,9 +175,9 @@ class _Ranking:
 
     @classmethod
     def of(cls, rows: pd.DataFrame) -> _Ranking:
-        grid = _Grid.of(rows, (*METHOD, *SCORE))
-        m, methods = _codes(grid.groups, METHOD)
-        s, scores = _codes(grid.groups, SCORE)
+        grid = Grid.of(rows, (*METHOD, *SCORE))
+        m, methods = bootstrap.codes(grid.groups, METHOD)
+        s, scores = bootstrap.codes(grid.groups, SCORE)
         group = np.full((len(methods), len(scores)), -1)
         group[m, s] = np.arange(len(m))
         first = rows.drop_duplicates(list(METHOD))
@@ -584,21 +237,21 @@ def ranks(
 
     Raises ValueError if fewer than two methods are there to be ranked.
     """
-    _check_draws(level, draws)
+    bootstrap.check_draws(level, draws)
     rows = headline(rows)
     ranking = _Ranking.of(rows)
     M = len(ranking.methods)
     if M < 2:
         raise ValueError(f"cannot rank: {ranking.methods['method'].iloc[0]!r} is the only method")
-    per_model = _nanmean(ranking.observed)  # [K, M]
+    per_model = nanmean(ranking.observed)  # [K, M]
     present = np.isfinite(per_model)
     K = len(present)
     total, weight = np.zeros((M, draws)), np.zeros((M, draws))
     masks = [
         (mask, methods, ranking.grid.weights(mask, draws, seed))
-        for mask, methods in _masks(present)
+        for mask, methods in bootstrap.masks(present)
     ]
-    step = max(1, _CHUNK_BYTES // (8 * M * draws))
+    step = max(1, bootstrap.CHUNK_BYTES // (8 * M * draws))
     for models in np.split(np.arange(K), range(step, K, step)):
         drawn = np.nan_to_num(ranking.drawn(models, draws, seed))
         for _, methods, weights in masks:
@@ -613,7 +266,7 @@ def ranks(
         informative[have] |= ranking.grid.informative()[column[have]]
     for mask, methods, _ in masks:
         dof = ranking.grid.freedom(mask)
-        low[methods], high[methods] = _limits(mean[methods], level, dof)
+        low[methods], high[methods] = bootstrap.limits(mean[methods], level, dof)
         if dof == 0:
             blind = methods[~informative[methods]]
             low[blind] = high[blind] = np.nan
@@ -624,7 +277,7 @@ def ranks(
         p_best[rivals] = (best / best.sum(0)).mean(-1)
     table = ranking.methods.assign(
         label=method_labels(ranking.methods),
-        rank=_nanmean(per_model),
+        rank=nanmean(per_model),
         low=low,
         high=high,
         p_best=p_best,
@@ -640,7 +293,7 @@ def rank_matrix(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean percentile rank (0 best, 1 worst) over models: methods × scores, by their labels."""
     ranking = _Ranking.of(headline(rows))
     return pd.DataFrame(
-        _nanmean(ranking.observed.transpose(1, 2, 0)),
+        nanmean(ranking.observed.transpose(1, 2, 0)),
         index=pd.Index(method_labels(ranking.methods), name="method"),
         columns=pd.Index(score_labels(ranking.scores), name="score"),
     )
@@ -650,7 +303,7 @@ def rank_per_model(rows: pd.DataFrame) -> pd.DataFrame:
     """Percentile rank of each method in each trained model, mean over scores: models × methods."""
     ranking = _Ranking.of(headline(rows))
     return pd.DataFrame(
-        _nanmean(ranking.observed),
+        nanmean(ranking.observed),
         index=pd.MultiIndex.from_frame(ranking.grid.clusters),
         columns=pd.Index(method_labels(ranking.methods), name="method"),
     )
@@ -675,12 +328,12 @@ def positions(
     have = ranking.group >= 0
     cells[:, have] = ranking.grid.value[:, ranking.group[have]]
     method = ranking.methods["method"].to_numpy()
-    bottom = _nanmean(cells[:, method == floor], 1)[:, None]
-    top = _nanmean(cells[:, method == ceiling], 1)[:, None]
+    bottom = nanmean(cells[:, method == floor], 1)[:, None]
+    top = nanmean(cells[:, method == ceiling], 1)[:, None]
     shared = np.isfinite(cells) & np.isfinite(bottom) & np.isfinite(top)
 
     def mean(x: np.ndarray) -> np.ndarray:
-        return _nanmean(np.where(shared, np.broadcast_to(x, cells.shape), np.nan))
+        return nanmean(np.where(shared, np.broadcast_to(x, cells.shape), np.nan))
 
     better = mean((top - bottom) * -ranking.sign > 0) >= 0.75
     span = np.where(better, mean(top) - mean(bottom), np.nan)
@@ -700,7 +353,8 @@ class Comparison:
 
     difference, low, high   a - b in the score's unit, with its two-level bootstrap interval
     p                       two-sided, of difference = 0: the bootstrap's standard error against
-                            Student's t with (models - strata) degrees of freedom
+                            Student's t with (models - strata) degrees of freedom, or
+                            (samples - models) where each stratum has one model
     p_wilcoxon              signed-rank test of the per-model differences (NaN for one model);
                             with k models it cannot fall below 2^(1 - k)
     p_better                probability that a is better than b on a random test sample of a
@@ -747,7 +401,7 @@ def paired(
     Methods and scores are given by name, or by label where one name has several parameters.
     Raises ValueError if one is unknown or ambiguous, or if no model has both.
     """
-    _check_draws(level, draws)
+    bootstrap.check_draws(level, draws)
     rows = headline(rows)
     rows = _named(rows, SCORE, score)
     first, second = _named(rows, METHOD, a), _named(rows, METHOD, b)
@@ -783,7 +437,7 @@ def compare_to_control(
 
     Raises ValueError if the control is not there, or is alone.
     """
-    _check_draws(level, draws)
+    bootstrap.check_draws(level, draws)
     rows = headline(rows)
     present = sorted(set(rows.loc[rows["control"].astype(bool), "method"]))
     if control not in set(rows["method"]):
@@ -795,10 +449,9 @@ def compare_to_control(
     if pairs.empty:
         raise ValueError(f"no method shares a trained model and a score with {control!r}")
     table = _tested(pairs, level, draws, seed)
-    for key, like in table.groupby([*SCORE, "freedom"]):
-        error, freedom = _moderated(like["error"].to_numpy(), int(key[-1]))
-        shared = np.full(len(like), freedom)
-        p = _two_sided(like["difference"].to_numpy(float), error, shared)
+    for _, like in table[table["freedom"] > 0].groupby([*SCORE, "freedom"]):
+        error, freedom = _moderated(like["error"].to_numpy(float), int(like["freedom"].iloc[0]))
+        p = _two_sided(like["difference"].to_numpy(float), error, np.full(len(like), freedom))
         table.loc[like.index, "p"] = p
     table["p_holm"] = np.nan
     for _, family in table.groupby("control"):
@@ -828,7 +481,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 def _named(rows: pd.DataFrame, key: tuple[str, str], name: str) -> pd.DataFrame:
     """The rows of one method (or score), by name or label."""
-    label = _labels(rows, key)
+    label = bootstrap.labels_of(rows, key)
     found = rows[label == name]
     if not found.empty:
         return found
@@ -849,7 +502,7 @@ def _differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     for (va, vb, sa, sb, ka, kb), s in zip(
         zip(*(both[c] for c in columns), strict=True), sign, strict=True
     ):
-        a, b = _samples(sa), _samples(sb)
+        a, b = bootstrap.samples_of(sa), bootstrap.samples_of(sb)
         same_data = ka == kb or not (isinstance(ka, str) and isinstance(kb, str))
         value, each, win = va - vb, None, 0.5 + 0.5 * np.sign(s * (va - vb))
         if a is not None and b is not None and len(a) == len(b) and same_data:
@@ -880,7 +533,7 @@ def _differences(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 def _is_mean(value: float, samples: np.ndarray) -> bool:
     """Whether a row's value is the mean of its samples, and not an aggregate of its own."""
-    mean = float(_nanmean(samples))
+    mean = float(nanmean(samples))
     return abs(value - mean) <= 1e-5 * max(abs(value), abs(mean)) + 1e-9
 
 
@@ -891,12 +544,15 @@ def _tested(pairs: pd.DataFrame, level: float, draws: int, seed: int) -> pd.Data
     first = pairs.drop_duplicates(by)[[*by, "direction", "control"]]
     table = table.merge(first, on=by, how="left")
     table["control"] = table["control"].astype(bool)
-    table["p"] = _two_sided(table["difference"].to_numpy(float), error, freedom)
+    # With one model per stratum the samples are all there is.
+    samples = (table["n_samples"] - table["n_clusters"]).to_numpy()
     table["error"], table["freedom"] = error, freedom
+    usable = np.where(freedom > 0, freedom, np.maximum(samples, 1))
+    table["p"] = _two_sided(table["difference"].to_numpy(float), error, usable)
     rest = {
         key: (
             _wilcoxon(group["value"].to_numpy(float)),
-            _nanmean(group["win"].to_numpy(float)),
+            nanmean(group["win"].to_numpy(float)),
             _cliffs_delta(group),
         )
         for key, group in pairs.groupby(by)
@@ -907,14 +563,14 @@ def _tested(pairs: pd.DataFrame, level: float, draws: int, seed: int) -> pd.Data
 
 
 def _two_sided(difference: np.ndarray, error: np.ndarray, freedom: np.ndarray) -> np.ndarray:
-    """p of difference = 0 from its standard error: Student's t, normal for no or infinite freedom."""
+    """p of difference = 0 from its standard error, by Student's t; normal for infinite freedom."""
     from scipy import special
 
     size = np.abs(difference)
     # Equal in every draw is no evidence of a difference; different in every draw is all there is.
     tiny = error <= 1e-12 * np.maximum(size, 1e-300)
     t = size / np.where(tiny, 1, error)
-    student = (freedom > 0) & np.isfinite(freedom)
+    student = np.isfinite(freedom)
     p = 2 * np.where(student, special.stdtr(np.where(student, freedom, 1), -t), special.ndtr(-t))
     p = np.where(tiny, np.where(size == 0, 1.0, 0.0), p)
     return np.where(np.isfinite(error), p, np.nan)
@@ -928,17 +584,21 @@ def _moderated(error: np.ndarray, freedom: int) -> tuple[np.ndarray, float]:
     guessed from its own data and from the others (Smyth 2004, Stat. Appl. Genet. Mol. Biol. 3:3,
     the moderated t of limma). How much the others count, d0 degrees of freedom, is estimated from
     how much more the errors differ than chance would have it: not at all if they differ a lot.
+    Unlike limma's, an error is never made smaller, because methods do differ in how much they
+    vary from model to model. Simulated with three seeds: some method is wrongly called different
+    in under 5 % of tables if all vary alike, in about 10 % if some vary four times as much as
+    others.
     """
     from scipy import special
 
     usable = error[np.isfinite(error) & (error > 1e-9 * np.nanmax(error, initial=0))]
-    if freedom < 1 or len(usable) < 3:
+    if len(usable) < 3:
         return error, float(freedom)
     half = freedom / 2
     z = np.log(usable**2) - special.digamma(half) + np.log(half)
     excess = z.var(ddof=1) - float(special.polygamma(1, half))
     if excess <= 0:
-        return np.where(np.isfinite(error), np.exp(z.mean() / 2), np.nan), np.inf
+        return np.maximum(error, np.exp(z.mean() / 2)), np.inf
     # Newton's method for trigamma(y) = excess, on 1 / trigamma, which is nearly linear.
     y = 0.5 + 1 / excess
     for _ in range(50):
@@ -946,7 +606,7 @@ def _moderated(error: np.ndarray, freedom: int) -> tuple[np.ndarray, float]:
         y += trigamma * (1 - trigamma / excess) / float(special.polygamma(2, y))
     prior = np.exp(z.mean() + special.digamma(y) - np.log(y))
     variance = (2 * y * prior + freedom * error**2) / (2 * y + freedom)
-    return np.sqrt(variance), 2 * y + freedom
+    return np.maximum(error, np.sqrt(variance)), 2 * y + freedom
 
 
 def _wilcoxon(difference: np.ndarray) -> float:
@@ -1075,7 +735,7 @@ def kendall_w(
     In each model, over the methods that all its scores define. Models are resampled. Raises
     ValueError if no model has two scores with three methods in common.
     """
-    _check_draws(level, draws)
+    bootstrap.check_draws(level, draws)
     rows = headline(rows)
     if not controls:
         rows = rows[~rows["control"].astype(bool)]
@@ -1098,9 +758,9 @@ def kendall_w(
     if ranking is None or not present.any():
         raise ValueError("agreement needs a model that has two scores of the same three methods")
     weights = ranking.grid.weights(present, draws, seed)[present]
-    drawn = _reduce(found[present, None], weights, "mean")
+    drawn = bootstrap.reduce(found[present, None], weights, "mean")
     dof = ranking.grid.freedom(present)
-    low, high = _limits(drawn, level, dof) if dof else (np.nan, np.nan)
+    low, high = bootstrap.limits(drawn, level, dof) if dof else (np.nan, np.nan)
     return Agreement(
         float(found[present].mean()),
         float(low),

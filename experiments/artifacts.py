@@ -5,6 +5,9 @@ One artifact is one file, `<root>/<stage>/<key[:2]>/<key>.assay`: a magic line, 
 then the payload, written by `torch.save` and read with `weights_only=True`, so that reading never
 runs code. A file appears whole or not at all (temporary file, fsync, atomic rename), and is
 believed only when its checksum holds.
+
+The checkpoint of a stage that is still being computed is a file of the same form beside it,
+`<key>.checkpoint`. It is not an artifact: it is not listed, and is gone when the artifact is there.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 MAGIC = b"assay artifact 1\n"
 SUFFIX = ".assay"
+CHECKPOINT = ".checkpoint"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -59,8 +64,8 @@ class ArtifactStore:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
-    def path(self, stage: str, key: str) -> Path:
-        """Where an artifact is, or would be.
+    def path(self, stage: str, key: str, *, suffix: str = SUFFIX) -> Path:
+        """Where an artifact is, or would be (with another suffix: its checkpoint).
 
         Raises:
             ValueError: the stage is not an identifier or the key not a SHA-256, so that no
@@ -68,16 +73,16 @@ class ArtifactStore:
         """
         if not _NAME.fullmatch(stage) or not _KEY.fullmatch(key):
             raise ValueError(f"not an artifact: stage {stage!r}, key {key!r}")
-        return self.root / stage / key[:2] / f"{key}{SUFFIX}"
+        return self.root / stage / key[:2] / f"{key}{suffix}"
 
-    def load(self, stage: str, key: str) -> Any:
+    def load(self, stage: str, key: str, *, suffix: str = SUFFIX) -> Any:
         """The value stored under the key.
 
         Raises:
             FileNotFoundError: there is none.
             CorruptArtifact: there is a file, but it cannot be trusted.
         """
-        path = self.path(stage, key)
+        path = self.path(stage, key, suffix=suffix)
         with path.open("rb") as file:
             header = _read_header(file, path)
             payload = file.read()
@@ -87,7 +92,9 @@ class ArtifactStore:
 
         return torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
 
-    def save(self, stage: str, key: str, value: Any, header: dict[str, Any]) -> Entry:
+    def save(
+        self, stage: str, key: str, value: Any, header: dict[str, Any], *, suffix: str = SUFFIX
+    ) -> Entry:
         """Store a value; a reader sees the whole of it or nothing.
 
         Args:
@@ -98,7 +105,7 @@ class ArtifactStore:
         """
         import torch
 
-        path = self.path(stage, key)
+        path = self.path(stage, key, suffix=suffix)
         buffer = io.BytesIO()
         torch.save(value, buffer)
         payload = buffer.getvalue()
@@ -140,10 +147,26 @@ class ArtifactStore:
             else:
                 yield entry, None
 
-    def leftovers(self, older_than: float = 3600.0) -> list[Path]:
-        """Temporary files of writers that died, older than so many seconds."""
-        limit = time.time() - older_than
-        return [p for p in self.root.glob("*/??/*.tmp") if p.stat().st_mtime < limit]
+    def leftovers(self, older_than: float = 3600.0, unfinished: float = 30 * 86400.0) -> list[Path]:
+        """Files that nobody will ask for again.
+
+        Temporary files of writers that died, and checkpoints beside their finished artifact,
+        older than `older_than` seconds; checkpoints of stages that were left unfinished, older
+        than `unfinished` seconds.
+        """
+        now = time.time()
+        found = []
+        for path in sorted(self.root.glob("*/??/*")):
+            if path.suffix == CHECKPOINT:
+                limit = older_than if path.with_suffix(SUFFIX).exists() else unfinished
+            elif path.suffix == ".tmp":
+                limit = older_than
+            else:
+                continue
+            with suppress(FileNotFoundError):  # finished, or tidied by another, since we looked
+                if path.stat().st_mtime < now - limit:
+                    found.append(path)
+        return found
 
 
 def write_atomically(path: Path, *pieces: bytes) -> None:

@@ -117,3 +117,26 @@ def isolated_rng(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def global_state(device: torch.device) -> dict[str, Any]:
+    """Where the global generators of Python, numpy and torch stand: of torch the CPU's, and that
+    of `device` if it is a GPU. Tensors, numbers and strings only."""
+    numpy_state: Any = np.random.get_state()
+    name, words, *rest = numpy_state
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), torch.from_numpy(words.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def restore_global_state(state: dict[str, Any], device: torch.device) -> None:
+    """Puts the global generators where `global_state` found them."""
+    name, words, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, words.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)

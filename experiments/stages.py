@@ -10,6 +10,9 @@ The key of a result is the SHA-256 of the stage's name and version, its paramete
 JSON, the keys of the artifacts it was given, and the device policy where that changes results.
 Whoever needs a result takes a lease on its key, computes and stores it; the others wait for the
 file to appear. Raise the version when the code of a stage changes what it returns.
+
+A long stage asks for its `checkpoint()`, saves there what it needs to go on, and finds it again
+when it is computed anew after its process was stopped or killed.
 """
 
 from __future__ import annotations
@@ -20,25 +23,48 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol
 
-from experiments.artifacts import ArtifactStore, CorruptArtifact
+from experiments.artifacts import CHECKPOINT, ArtifactStore, CorruptArtifact
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = (0.02, 1.0)  # first and longest pause while another worker computes the stage
+CHECKPOINT_SECONDS = 30.0
+
+_stop_requested = False
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to stop, and what was computed so far is kept.
+
+    A KeyboardInterrupt, so that no `except Exception` of a study or a library swallows it, and
+    that Sacred tells its observers of an interruption, not of a failure.
+    """
+
+
+def request_stop(*_: object) -> None:
+    """Ask the running stage to save a checkpoint and to raise `Interrupted`; no other is begun.
+
+    Holds for the whole process and cannot be taken back. Fit to be a signal handler.
+    """
+    global _stop_requested
+    _stop_requested = True
 
 
 class Leases(Protocol):
     """Who may compute a stage now. A lease of a worker that died is given to the next who asks."""
 
-    def acquire(self, key: str) -> bool: ...
-    def release(self, key: str) -> None: ...
+    def acquire(self, key: str) -> bool:
+        """Whether we may compute it; if not, we wait until it is there, or ask again."""
+
+    def release(self, key: str) -> None:
+        """We have computed it, or have ceased to wait for it."""
 
 
 class NoLeases:
@@ -52,14 +78,29 @@ class NoLeases:
         pass
 
 
+def _checkpoint_seconds() -> float:
+    text = os.environ.get("ASSAY_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"ASSAY_CHECKPOINT_SECONDS is {text!r}; expected a number of seconds, such as 30"
+        ) from None
+
+
 @dataclass
 class Runtime:
-    """Where stages run: the artifact store, the leases, the device, and what was done so far."""
+    """Where stages run: the artifact store, the leases, the device, and what was done so far.
+
+    A stage that takes checkpoints takes one every `checkpoint_seconds`; the default is
+    `$ASSAY_CHECKPOINT_SECONDS`, else 30.
+    """
 
     artifacts: ArtifactStore
     leases: Leases = field(default_factory=NoLeases)
     device: str = "cpu"
     history: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint_seconds: float = field(default_factory=_checkpoint_seconds)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Per stage: how often it was computed and found, and the seconds spent computing."""
@@ -94,6 +135,112 @@ def using(new: Runtime) -> Iterator[Runtime]:
         yield new
     finally:
         _runtime.reset(token)
+
+
+class Checkpoint:
+    """What a stage needs to go on where another process had to leave it, under the stage's key.
+
+    Values are those of artifacts, and so are the files: whole or not there, checksummed, private.
+    A checkpoint is an offer, never a need: one that cannot be read or written costs time only.
+
+    Attributes:
+        seconds: the least time between two saves that are `due`.
+        spent: seconds that earlier processes computed before they saved what was loaded.
+    """
+
+    def __init__(self, artifacts: ArtifactStore, stage: str, key: str, seconds: float) -> None:
+        self.artifacts = artifacts
+        self.stage = stage
+        self.key = key
+        self.seconds = seconds
+        self.spent = 0.0
+        self._started = self._saved = time.monotonic()
+        self._loaded = False
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the process must stop: save, and raise `Interrupted`."""
+        return _stop_requested
+
+    def due(self, seconds: float | None = None) -> bool:
+        """Whether so many seconds (by default `self.seconds`) have passed since the last save,
+        or since the stage began."""
+        return time.monotonic() - self._saved >= (self.seconds if seconds is None else seconds)
+
+    def load(self) -> Any:
+        """What was saved last; None if there is nothing, or nothing that can be trusted.
+
+        Raises:
+            RuntimeError: it was loaded before. Two trainings in one stage would take each
+                other's state for their own.
+        """
+        if self._loaded:
+            raise RuntimeError(
+                f"stage {self.stage} loads its checkpoint twice; make each training its own stage"
+            )
+        self._loaded = True
+        try:
+            saved = self.artifacts.load(self.stage, self.key, suffix=CHECKPOINT)
+            value, spent = saved["value"], float(saved["spent"])
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("cannot read the checkpoint: %s; starting over", error)
+            return None
+        except Exception as error:  # whatever it is that torch says of a file like this
+            log.warning("checkpoint of %s %s: %s; starting over", self.stage, self.key[:12], error)
+            self.delete()
+            return None
+        self.spent = spent
+        log.info("%s %s goes on after %.0f s", self.stage, self.key[:12], spent)
+        return value
+
+    def save(self, value: Any) -> None:
+        """Put the value in the place of the last one. A full disk is a warning, not an error."""
+        spent = self.spent + time.monotonic() - self._started
+        try:
+            self.artifacts.save(
+                self.stage, self.key, {"value": value, "spent": spent}, {}, suffix=CHECKPOINT
+            )
+        except OSError as error:
+            log.warning("cannot save a checkpoint: %s", error)
+        self._saved = time.monotonic()  # of the end: a slow disk must not make one due at once
+
+    def delete(self) -> None:
+        """Forget what was saved."""
+        with suppress(OSError):
+            self.artifacts.path(self.stage, self.key, suffix=CHECKPOINT).unlink(missing_ok=True)
+
+
+class NoCheckpoint(Checkpoint):
+    """Outside of a stage: nothing is saved, nothing found, and so nobody is stopped."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    @property
+    def stop_requested(self) -> bool:
+        return False
+
+    def due(self, seconds: float | None = None) -> bool:
+        return False
+
+    def load(self) -> Any:
+        return None
+
+    def save(self, value: Any) -> None:
+        pass
+
+    def delete(self) -> None:
+        pass
+
+
+_checkpoint: ContextVar[Checkpoint | None] = ContextVar("checkpoint", default=None)
+
+
+def checkpoint() -> Checkpoint:
+    """That of the stage being computed; outside of a stage, one that never saves."""
+    return _checkpoint.get() or NoCheckpoint()
 
 
 class Artifact:
@@ -171,7 +318,10 @@ class _Computation:
         """Found, or computed under a lease, or awaited from the one who computes it."""
         path = self.run.artifacts.path(self.name, self.key)
         pause = POLL_SECONDS[0]
+        waited = False
         while not path.exists():
+            if _stop_requested:
+                raise Interrupted(f"asked to stop before {self.name} {self.key[:12]}")
             if self.run.leases.acquire(self.key):
                 try:
                     if path.exists():  # finished between the look and the lease
@@ -179,8 +329,11 @@ class _Computation:
                     return self._compute()
                 finally:
                     self.run.leases.release(self.key)
+            waited = True
             time.sleep(pause)
             pause = min(2 * pause, POLL_SECONDS[1])
+        if waited:
+            self.run.leases.release(self.key)
         self._note(found=True, seconds=0.0)
         return Artifact(self.name, self.key, self._load)
 
@@ -194,17 +347,25 @@ class _Computation:
     def _compute(self) -> Artifact:
         started = time.perf_counter()
         values = {k: v.value if isinstance(v, Artifact) else v for k, v in self.arguments.items()}
-        value = self.function(**values)
+        checkpoint = Checkpoint(
+            self.run.artifacts, self.name, self.key, self.run.checkpoint_seconds
+        )
+        token = _checkpoint.set(checkpoint)
+        try:
+            value = self.function(**values)
+        finally:
+            _checkpoint.reset(token)
         seconds = time.perf_counter() - started
         header = {
             "version": self.version,
             "parameters": {k: v for k, v in self.arguments.items() if not isinstance(v, Artifact)},
             "inputs": {k: v.key for k, v in self.arguments.items() if isinstance(v, Artifact)},
             "device": self.run.device,
-            "seconds": seconds,
+            "seconds": checkpoint.spent + seconds,
         }
         try:
             self.run.artifacts.save(self.name, self.key, value, header)
+            checkpoint.delete()
         except OSError as error:
             # The value is good even where it cannot be kept: finish the experiment with it.
             log.error(

@@ -5,7 +5,6 @@ Heavy imports stay inside the commands, so that `assay --help` answers at once.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -46,10 +45,23 @@ Database = Annotated[
     ),
 ]
 File = Annotated[Path, typer.Argument(help="Configuration file (YAML, SEML's language).")]
-Executor = Annotated[str, typer.Option(help="Where workers run: local, slurm or debug.")]
-Workers = Annotated[int, typer.Option(min=1, help="Workers to start.")]
+Executor = Annotated[
+    str | None,
+    typer.Option(help="Where workers run: local (the default), slurm (with --profile) or debug."),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(help="Slurm profile: cpu, gpu, …, or a YAML file; other options win over it."),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Workers to start (default: 1).")]
 Slots = Annotated[
     int | None, typer.Option(min=1, help="Experiments at a time per worker. [local: all cores]")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads per slot (default: 1, best for sweeps).")
+]
+Image = Annotated[
+    str | None, typer.Option(help="Apptainer image (.sif) whose Python runs the workers.")
 ]
 Partition = Annotated[str | None, typer.Option(help="Slurm partition.")]
 Time = Annotated[str | None, typer.Option(help="Slurm time limit, such as 8:00:00.")]
@@ -57,6 +69,10 @@ Memory = Annotated[str | None, typer.Option("--mem", help="Slurm memory per work
 Gres = Annotated[str | None, typer.Option(help="Slurm generic resources, such as gpu:1.")]
 Setup = Annotated[
     list[str] | None, typer.Option(help="Shell line to run in the job before the worker starts.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Limit = Annotated[
+    float | None, typer.Option(min=1, help="Seconds after which an experiment is ended as FAILED.")
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder for figures and report.")
@@ -106,13 +122,9 @@ def main() -> None:
             code = 1
         else:
             raise
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        code = 0
-    # pymongo's atexit handler waits half a second for its monitor threads; nothing needs it.
-    os._exit(code if isinstance(code, int) else 0)
+    from orchestrator.store import leave
+
+    leave(code if isinstance(code, int) else 0)
 
 
 def _say_error(text: str) -> None:
@@ -156,27 +168,31 @@ def _select(words: list[str] | None) -> dict[str, Any] | None:
     return selection.parse(words or [])
 
 
-def _plan(
-    executor: str,
-    workers: int,
-    slots: int | None,
-    partition: str | None,
-    time: str | None,
-    mem: str | None,
-    gres: str | None,
-    setup: list[str] | None,
-) -> Plan:
+def _plan(executor: str | None, profile: str | None, **options: Any) -> Plan:
+    """What to start: the profile's keys, and over them the options that were given."""
     from orchestrator.launch import Plan, minutes
 
-    if executor not in ("local", "slurm", "debug"):
+    if executor not in (None, "local", "slurm", "debug"):
         raise UserError(f"--executor {executor!r}: one of local, slurm, debug")
-    given = {"partition": partition, "mem": mem, "gres": gres}
-    slurm: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    if time is not None:
-        slurm["time"] = minutes(time)
-    if slurm and executor != "slurm":
-        raise UserError(f"--{next(iter(slurm))} is for --executor slurm")
-    return Plan(executor, workers, slots, slurm=slurm, setup=tuple(setup or ()))  # type: ignore[arg-type]
+    executor = executor or ("slurm" if profile else "local")
+    given = {key: value for key, value in options.items() if value not in (None, [])}
+    if "time" in given:
+        given["time"] = minutes(given["time"])
+    if profile is not None:
+        if executor != "slurm":
+            raise UserError("--profile is for --executor slurm")
+        from orchestrator import profiles
+
+        given = {**profiles.read(profile).given(), **given}
+    ours = ("workers", "slots", "threads", "setup", "image", "max_workers", "time_limit")
+    plan: dict[str, Any] = {key: given.pop(key) for key in ours if key in given}
+    if "setup" in plan:
+        plan["setup"] = tuple(plan["setup"])
+    if "additional" in given:
+        given["additional_parameters"] = given.pop("additional")
+    if given and executor != "slurm":
+        raise UserError(f"--{next(iter(given))} is for --executor slurm")
+    return Plan(executor, slurm=given, **plan)  # type: ignore[arg-type]
 
 
 def _console() -> Any:
@@ -192,14 +208,17 @@ def _console() -> Any:
 def run(
     file: File,
     sweep: SweepOption = None,
-    executor: Executor = "local",
-    workers: Workers = 1,
+    executor: Executor = None,
+    profile: Profile = None,
+    workers: Workers = None,
     slots: Slots = None,
+    threads: Threads = None,
     partition: Partition = None,
     time: Time = None,
     mem: Memory = None,
     gres: Gres = None,
     setup: Setup = None,
+    image: Image = None,
     output: Output = None,
     db: Database = None,
 ) -> None:
@@ -208,7 +227,10 @@ def run(
     from orchestrator.sweep import Sweep, name_for
 
     console = _console()
-    plan = _plan(executor, workers, slots, partition, time, mem, gres, setup)
+    plan = _plan(
+        executor, profile, workers=workers, slots=slots, threads=threads, partition=partition,
+        time=time, mem=mem, gres=gres, setup=setup, image=image,
+    )  # fmt: skip
     expanded = grid.read(file)
     opened = Sweep(sweep or name_for(file), db)
     added = opened.add(expanded)
@@ -238,7 +260,8 @@ def _finish(
     with suppress(frames.NoResults):  # a script without score tables, or nothing finished
         found = _summary(opened, selection)
         _print_ranking(console, found)
-        page = _write_report(opened, found, status, output)
+        with console.status("writing figures and report"):
+            page = _write_report(opened, found, status, output)
         console.print(f"\nreport   [link={page.as_uri()}]{page}[/]", soft_wrap=True)
         for figure in sorted(page.parent.glob("*.png")):
             console.print(f"figure   {figure}", soft_wrap=True)
@@ -326,26 +349,49 @@ def add(
 @app.command()
 def start(
     sweep: SweepName = None,
-    executor: Executor = "local",
-    workers: Workers = 1,
+    executor: Executor = None,
+    profile: Profile = None,
+    workers: Workers = None,
     slots: Slots = None,
+    threads: Threads = None,
     partition: Partition = None,
     time: Time = None,
     mem: Memory = None,
     gres: Gres = None,
     setup: Setup = None,
+    image: Image = None,
+    max_workers: Annotated[
+        int | None, typer.Option(min=1, help="Never more live workers than this for the sweep.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Only show what would be started, down to the job script.")
+    ] = False,
     where: Words = None,
     db: Database = None,
 ) -> None:
     """Start workers for what is waiting in a sweep, and return at once."""
-    plan = _plan(executor, workers, slots, partition, time, mem, gres, setup)
+    plan = _plan(
+        executor, profile, workers=workers, slots=slots, threads=threads, partition=partition,
+        time=time, mem=mem, gres=gres, setup=setup, image=image, max_workers=max_workers,
+    )  # fmt: skip
     opened = _existing(sweep, db)
+    if dry_run:
+        from orchestrator import launch
+
+        counts = opened.queue.counts(_select(where))
+        waiting = counts.get("STAGED", 0) + counts.get("PENDING", 0)
+        typer.echo(launch.describe(opened.store, opened.name, opened.address.url, plan))
+        typer.echo(f"# nothing was started; {waiting} experiments wait")
+        return
     launched = opened.start(plan, _select(where))
     waiting = opened.status().of("PENDING")
     console = _console()
-    if launched.jobs:
-        jobs = ", ".join(launched.ids)
-        console.print(f"{len(launched.jobs)} workers for {waiting} experiments ({jobs})")
+    if launched.note:
+        console.print(f"[yellow]{launched.note}[/]", soft_wrap=True)
+    if launched.ids:
+        first, last = launched.ids[0], launched.ids[-1]
+        jobs = ", ".join(launched.ids) if len(launched.ids) <= 8 else f"{first} … {last}"
+        console.print(f"{len(launched.ids)} workers for {waiting} experiments ({jobs})")
         console.print(f"[dim]follow with[/] assay status {opened.name} --watch")
 
 
@@ -426,6 +472,67 @@ def retry(sweep: SweepName = None, where: Words = None, db: Database = None) -> 
     console.print(f"{count} experiments are waiting again")
     if count:
         console.print(f"[dim]run them with[/] assay start {opened.name}")
+
+
+@app.command()
+def reset(
+    sweep: SweepName = None, where: Words = None, yes: Yes = False, db: Database = None
+) -> None:
+    """Forget the results of finished experiments; they are STAGED again."""
+    opened = _existing(sweep, db)
+    selection = _select(where)
+    count = opened.status(selection).of(*queue_states("FINISHED"))
+    _confirm(f"Forget the results of {count} experiments of {opened.name}?", count, yes)
+    _console().print(f"{opened.queue.reset(selection)} experiments are staged again")
+
+
+@app.command()
+def delete(
+    sweep: SweepName = None, where: Words = None, yes: Yes = False, db: Database = None
+) -> None:
+    """Remove experiments and their results; running ones stay."""
+    opened = _existing(sweep, db)
+    selection = _select(where)
+    status = opened.status(selection)
+    count = status.total - status.of("RUNNING")
+    _confirm(f"Delete {count} experiments of {opened.name}, with their results?", count, yes)
+    _console().print(f"{opened.queue.delete(selection)} experiments deleted")
+
+
+def queue_states(group: str) -> tuple[str, ...]:
+    """A group of states of the queue, by name."""
+    from orchestrator import queue
+
+    return tuple(getattr(queue, group))
+
+
+def _confirm(question: str, count: int, yes: bool) -> None:
+    if count and not yes:
+        typer.confirm(question, abort=True)
+
+
+@app.command()
+def top(
+    sweep: SweepName = None,
+    once: Annotated[bool, typer.Option(help="Print once instead of live.")] = False,
+    db: Database = None,
+) -> None:
+    """Workers, slots, and what each experiment takes of CPU, memory and GPU."""
+    from rich.live import Live
+
+    from orchestrator import monitor
+
+    opened = _existing(sweep, db)
+    console = _console()
+    if once or not console.is_terminal:
+        console.print(monitor.load(opened.queue))
+        return
+    import time
+
+    with Live(monitor.load(opened.queue), console=console) as live:
+        while True:
+            time.sleep(2)
+            live.update(monitor.load(opened.queue))
 
 
 @app.command()
@@ -621,7 +728,7 @@ def cache_verify(
 def cache_prune(
     stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
     days: Annotated[float, typer.Option(min=0, help="Older than so many days.")] = 30.0,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Delete artifacts; what is needed again is computed again."""
     import time
@@ -689,8 +796,7 @@ def db_push(
     from orchestrator.store import open_store, transfer
 
     opened = _existing(sweep, db)
-    done = transfer.push(opened.store, open_store(target), opened.name, force=force)
-    _console().print(f"{opened.name}: {done}")
+    _report_copied(transfer.push(opened.store, open_store(target), opened.name, force=force))
 
 
 @db_app.command("pull")
@@ -701,8 +807,23 @@ def db_pull(
     from orchestrator.store import transfer
 
     opened = _existing(sweep, target)
-    done = transfer.push(opened.store, _store(db), opened.name, force=force)
-    _console().print(f"{opened.name}: {done}")
+    _report_copied(transfer.push(opened.store, _store(db), opened.name, force=force))
+
+
+def _report_copied(done: Any) -> None:
+    there = done.documents_there + done.blobs_there
+    known = f"; {there} were there already" if there else ""
+    _console().print(f"{done.documents} documents and {done.blobs} files copied{known}")
+
+
+@db_app.command("adopt")
+def db_adopt(db: Database = None) -> None:
+    """Take over an SQLite file that was moved here from another host."""
+    from orchestrator import settings
+    from orchestrator.store import open_store
+
+    store = open_store(settings.store_address(db).url, adopt=True)
+    _console().print(f"{store.url} belongs to this host now")
 
 
 @db_app.command("backup")
@@ -717,6 +838,18 @@ def db_restore(path: Path, force: Force = False, db: Database = None) -> None:
     """Read a backup into an empty store."""
     _store(db).restore(path, force=force)
     _console().print(f"restored from {path}")
+
+
+@db_app.command("replay")
+def db_replay(sweep: SweepOption = None, db: Database = None) -> None:
+    """Ship results that dead workers of this machine left on its disk."""
+    from orchestrator import settings
+    from orchestrator.observer import replay
+
+    opened = _existing(sweep, db)
+    found = replay(settings.home(), opened.queue)
+    taken = sum(fresh for _, fresh in found)
+    _console().print(f"{taken} results shipped, {len(found) - taken} came too late")
 
 
 @db_app.command("check")

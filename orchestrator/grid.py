@@ -112,21 +112,29 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         raise GridError(f"{path}{where}: not valid YAML: {problem}") from error
     if not isinstance(content, dict):
         raise GridError(f"{path}: expected blocks such as `seml:`, `fixed:` and `grid:`")
-    return {str(key): _literals(value) for key, value in content.items()}
+    try:
+        return {str(key): _literals(value) for key, value in content.items()}
+    except GridError as error:
+        raise GridError(f"{path}: {error}") from error
 
 
 def _literals(value: Any) -> Any:
     """Strings that read as Python literals become their value, as SEML does it: YAML 1.1 takes
-    `1e-3` for a string. Numbers, lists, dicts and so on; never an object."""
+    `1e-3` for a string. Numbers, lists, dicts and so on; never an object: keys by which jsonpickle
+    makes objects (SEML reads results with it) are refused."""
     if isinstance(value, dict):
+        for key in value:
+            if str(key).startswith(("py/", "json://")):
+                raise GridError(f"key {key!r} is reserved: jsonpickle would make an object of it")
         return {key: _literals(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_literals(item) for item in value]
     if isinstance(value, str):
         try:
-            return ast.literal_eval(value)
+            literal = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return value
+        return _literals(literal) if isinstance(literal, dict | list) else literal
     return value
 
 

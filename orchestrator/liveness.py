@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
-import subprocess
 import time
 import uuid
 from functools import lru_cache
@@ -21,32 +19,41 @@ from typing import Any
 
 import psutil
 
-from orchestrator import settings
+from orchestrator import scheduler, settings
 from orchestrator.store import Store
 
 WORKERS = "assay.workers"
+REPLACED = "replaced by a new start of its Slurm job"
 FORGOTTEN_AFTER_SECONDS = 600.0  # by the wall clock: for commands too short to watch a beat
 
 
 def place() -> dict[str, Any]:
-    """Where this process runs, in terms that another process can check."""
+    """Where this process runs, in terms that another process can check.
+
+    A local worker that was started inside an allocation belongs to that job, too: it ends with it.
+    The shell that `salloc` opens on a login node has the job's variables but is not in the job;
+    only Slurm's own daemon, which starts what is in it, sets SLURMD_NODENAME.
+    """
+    inside = "SLURMD_NODENAME" in os.environ
     return {
         "host": socket.gethostname(),
+        "user": os.getuid(),
         "boot": _boot(),
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
-        "cluster": os.environ.get("SLURM_CLUSTER_NAME"),
-        "slurm_job": _number("SLURM_JOB_ID"),
-        "array_job": _number("SLURM_ARRAY_JOB_ID"),
-        "array_task": _number("SLURM_ARRAY_TASK_ID"),
-        "restart": _number("SLURM_RESTART_COUNT") or 0,
+        "cluster": os.environ.get("SLURM_CLUSTER_NAME") if inside else None,
+        "slurm_job": _number("SLURM_JOB_ID") if inside else None,
+        "array_job": _number("SLURM_ARRAY_JOB_ID") if inside else None,
+        "array_task": _number("SLURM_ARRAY_TASK_ID") if inside else None,
+        "restart": (_number("SLURM_RESTART_COUNT") or 0) if inside else 0,
     }
 
 
 def register(store: Store, collection: str, slots: int) -> dict[str, Any]:
     """Enter this process as a worker of a sweep; returns its document.
 
-    A Slurm job that was started again takes the place of its former self at once.
+    A Slurm job that was started again takes the place of its former self at once. Several workers
+    in one start of a job are several workers.
     """
     worker: dict[str, Any] = {
         "_id": uuid.uuid4().hex,
@@ -64,9 +71,10 @@ def register(store: Store, collection: str, slots: int) -> dict[str, Any]:
             "_id": {"$ne": worker["_id"]},
             "place.slurm_job": job,
             "place.cluster": worker["place"]["cluster"],
+            "place.restart": {"$lt": worker["place"]["restart"]},
             "state": "running",
         }
-        store.update(WORKERS, former, {"$set": {"state": "replaced"}}, many=True)
+        store.update(WORKERS, former, {"$set": {"state": REPLACED}}, many=True)
     return worker
 
 
@@ -94,8 +102,16 @@ class Watch:
         if document is None:
             return "unknown worker"
         if document["state"] != "running":
-            return f"worker {document['state']}"
-        return _evidence(document["place"]) or self._silence(document)
+            return str(document["state"]).removeprefix("dead: ")
+        why = _evidence(document["place"]) or self._silence(document)
+        if why is not None:
+            self.store.update(WORKERS, {"_id": worker}, {"$set": {"state": f"dead: {why}"}})
+        return why
+
+    def living(self, collection: str) -> list[dict[str, Any]]:
+        """The workers of a sweep that may be alive."""
+        workers = self.store.find(WORKERS, {"collection": collection, "state": "running"})
+        return [worker for worker in workers if self.dead(worker["_id"]) is None]
 
     def _silence(self, document: dict[str, Any]) -> str | None:
         now = time.monotonic()
@@ -110,45 +126,29 @@ class Watch:
         return None
 
 
+def is_here(place: dict[str, Any]) -> bool:
+    """Whether the process at a place is alive, on this host."""
+    if place["host"] != socket.gethostname() or place["boot"] != _boot():
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(place["pid"])
+        # Create times of one process differ by rounding only; a reused pid by seconds.
+        same = abs(process.create_time() - place["started"]) <= 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def _evidence(place: dict[str, Any]) -> str | None:
     if place["host"] == socket.gethostname():
         if place["boot"] != _boot():
             return "its host has booted since"
-        try:
-            process = psutil.Process(place["pid"])
-            # Create times of one process differ by rounding only; a reused pid by seconds.
-            if abs(process.create_time() - place["started"]) > 1.0:
-                return "its process is gone"
-            if process.status() == psutil.STATUS_ZOMBIE:
-                return "its process is gone"
-        except psutil.NoSuchProcess:
-            return "its process is gone"
-        return None
-    if place["slurm_job"] is not None and place["cluster"] == os.environ.get(
-        "SLURM_CLUSTER_NAME", place["cluster"]
-    ):
-        jobs = _slurm_jobs(int(time.monotonic() // 10))
+        return None if is_here(place) else "its process is gone"
+    # squeue speaks of one cluster, and only of our own jobs.
+    ours = place["slurm_job"] is not None and place.get("user") == os.getuid()
+    if ours and place["cluster"] == scheduler.cluster():
+        jobs = scheduler.shared.active()
         if jobs is not None and place["slurm_job"] not in jobs:
             return f"Slurm job {place['slurm_job']} has ended"
-    return None
-
-
-@lru_cache(maxsize=1)
-def _slurm_jobs(_ten_seconds: int) -> frozenset[int] | None:
-    """Ids of the user's jobs that Slurm still has; None when Slurm does not answer. One query in
-    ten seconds, however many ask."""
-    if shutil.which("squeue") is None:
-        return None
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        answer = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--format=%A"],
-            capture_output=True,
-            text=True,
-            timeout=15,
-            check=False,
-        )
-        if answer.returncode == 0:
-            return frozenset(int(word) for word in answer.stdout.split())
     return None
 
 

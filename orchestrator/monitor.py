@@ -134,6 +134,45 @@ def table(status: Status) -> RenderableType:
     return Group(*parts)
 
 
+def load(queue: Queue) -> RenderableType:
+    """Live workers of a sweep, and what each of their experiments takes."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=None, header_style="bold", padding=(0, 1))
+    for title in ("worker", "host", "job", "seen", "experiment", "running", "CPU", "memory", "GPU"):
+        rows.add_column(title, justify="left" if title in ("worker", "host") else "right")
+    workers = queue.watch.living(queue.collection)
+    slots = busy = 0
+    for worker in workers:
+        place = worker["place"]
+        seen = duration(max(0.0, time.time() - worker["seen"]))
+        job = str(place["slurm_job"] or place["pid"])
+        name = f"{worker['_id'][:6]} ({len(worker.get('load', []))}/{worker['slots']})"
+        slots += worker["slots"]
+        first = [name, place["host"], job, f"{seen} ago"]
+        for one in worker.get("load", []) or [None]:
+            rows.add_row(*first, *(_cost(one) if one else ["idle"]))
+            busy += one is not None and not one["waiting"]
+            first = [""] * 4
+    line = f"{len(workers)} workers, {busy} of {slots} slots at work"
+    return Group(Text(line, style="bold"), rows) if workers else Text("no worker is running")
+
+
+def _cost(one: dict[str, Any]) -> list[str]:
+    cores = one["cpu_seconds"] / max(one["seconds"], 0.1)
+    gpu = f"{one['gpu_memory'] / 2**20:.0f} MiB" if one.get("gpu_memory") else ""
+    state = " (waits)" if one["waiting"] else ""
+    return [
+        f"{one['experiment']}{state}",
+        duration(one["seconds"]),
+        f"{cores:.2f}",
+        f"{one['memory'] / 2**20:.0f} MiB",
+        gpu,
+    ]
+
+
 def progress(status: Status, started: float, note: str = "") -> RenderableType:
     """One bar and one line: done, running, waiting, failed, and the time to go."""
     from rich.console import Group
@@ -200,7 +239,9 @@ def watch(
 
 
 def duration(seconds: float) -> str:
-    """`8 s`, `2 min 05 s`, `3 h 20 min`, `2 d 4 h`."""
+    """`0.4 s`, `8 s`, `2 min 05 s`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 5:
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -16,6 +16,7 @@ the database is away.
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import shutil
@@ -35,6 +36,7 @@ from orchestrator.queue import COMPLETED, FAILED, INTERRUPTED, Claim, Queue
 
 log = logging.getLogger(__name__)
 
+OUTPUT_FILE = "output.log.gz"  # only of runs that print more than their document holds
 FORMAT = "MongoObserver-0.7.0"  # the layout of Sacred's own observer, which Omniboard reads
 
 
@@ -133,8 +135,16 @@ class Spool:
 
     @property
     def ended(self) -> bool:
-        """Whether the run came to an end that it could tell of."""
-        return (self.path / "final.bson").exists()
+        """Whether the run came to an end of its own, and told of it."""
+        return _read(self.path / "final.bson").get("status") in (COMPLETED, FAILED)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run stopped because it was asked to, and can be gone on with."""
+        return _read(self.path / "final.bson").get("status") == INTERRUPTED
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def claim(self) -> Claim:
         """The claim under which the attempt ran."""
@@ -166,6 +176,9 @@ class Spool:
             key = f"{prefix}/{file['name']}"
             queue.store.put_blob(key, (self.path / "files" / file["name"]).read_bytes())
             artifacts.append({"name": file["name"], "file_id": key})
+        if (log := self._whole_output()) is not None:
+            queue.store.put_blob(f"{prefix}/{OUTPUT_FILE}", log)
+            artifacts.append({"name": OUTPUT_FILE, "file_id": f"{prefix}/{OUTPUT_FILE}"})
         info = dict(fields.get("info") or {})
         if metrics := self._ship_metrics(queue, claim):
             info["metrics"] = metrics
@@ -174,9 +187,11 @@ class Spool:
         fields["heartbeat"] = datetime.now(UTC)
         done = queue.finish(claim, status, fields)
         if done:
-            shutil.rmtree(self.path, ignore_errors=True)
+            self.remove()
         else:
-            self.path.rename(self.path.with_name(f"{self.path.name}.stale"))
+            stale = self.path.with_name(f"{self.path.name}.stale")
+            shutil.rmtree(stale, ignore_errors=True)
+            self.path.rename(stale)
         return done
 
     def tail(self, size: int = settings.OUTPUT_TAIL) -> str:
@@ -190,6 +205,19 @@ class Spool:
         except FileNotFoundError:
             return ""
         return text if length <= size else f"[{length - size} bytes left out]\n{text}"
+
+    def _whole_output(self) -> bytes | None:
+        """All of the output, compressed, where the document has only its end."""
+        try:
+            size = self.output.stat().st_size
+        except FileNotFoundError:
+            return None
+        if size <= settings.OUTPUT_TAIL:
+            return None
+        with self.output.open("rb") as file:
+            head = file.read(settings.OUTPUT_KEPT)
+        cut = b"" if size <= len(head) else b"\n[%d bytes left out]\n" % (size - len(head))
+        return gzip.compress(head + cut, compresslevel=5)
 
     def _ship_metrics(self, queue: Queue, claim: Claim) -> list[dict[str, str]]:
         """Metric series in Sacred's layout: documents of `metrics`, named in `info.metrics`."""
@@ -209,6 +237,7 @@ class Spool:
             document = {
                 "_id": identity,
                 "run_id": claim.id,
+                "sweep": queue.collection,
                 "name": name,
                 "steps": steps,
                 "values": values,
@@ -217,6 +246,33 @@ class Spool:
             queue.store.insert("metrics", [document])
             references.append({"name": name, "id": identity})
         return references
+
+
+def replay(home: Path, queue: Queue) -> list[tuple[int, bool]]:
+    """Ship what dead workers of this machine left behind for a sweep.
+
+    Returns:
+        (experiment, whether the store took the result) for each attempt that had come to an end.
+        Attempts that had not, and whose experiment has moved on, are removed.
+
+    Raises:
+        StoreUnavailable: what is left stays where it is.
+    """
+    shipped = []
+    for path in sorted((home / "spool" / queue.collection).glob("*-*[0-9]")):
+        spool = Spool(path)
+        try:
+            claim = spool.claim()
+        except (OSError, bson.errors.BSONError):
+            continue
+        if queue.watch.dead(claim.worker) is None:
+            continue
+        if spool.ended:
+            queue.reap()  # so that an experiment of the dead is free to take its result
+            shipped.append((claim.id, spool.ship(queue, claim)))
+        elif not queue.holds(claim):
+            spool.remove()
+    return shipped
 
 
 def _encode(document: Any) -> bytes:

@@ -9,7 +9,11 @@ import os
 import traceback
 
 from orchestrator import study as studies
-from orchestrator.worker import PRELOAD
+from orchestrator.worker import PRELOAD, die_with_parent
+
+# Python's forkserver lives on while any of its children does. Ours dies with the worker, and its
+# children with it.
+die_with_parent()
 
 for executable, working_dir in json.loads(os.environ.get(PRELOAD, "[]")):
     try:

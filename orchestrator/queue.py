@@ -27,6 +27,7 @@ COMPLETED, FAILED, INTERRUPTED, KILLED = "COMPLETED", "FAILED", "INTERRUPTED", "
 STATES = (STAGED, PENDING, RUNNING, COMPLETED, FAILED, INTERRUPTED, KILLED)
 UNFINISHED = (STAGED, PENDING, RUNNING)
 BROKEN = (FAILED, INTERRUPTED, KILLED)
+FINISHED = (COMPLETED, *BROKEN)
 
 LEASES = "assay.leases"
 
@@ -34,7 +35,7 @@ LEASES = "assay.leases"
 RUN_FIELDS = (
     "start_time", "stop_time", "heartbeat", "result", "info", "captured_out", "fail_trace",
     "host", "stats", "execution", "experiment", "command", "meta", "artifacts", "resources",
-    "format", "assay.worker", "assay.slot", "assay.error", "assay.spool",
+    "format", "assay.worker", "assay.taken_from", "assay.error",
 )  # fmt: skip
 
 
@@ -129,7 +130,11 @@ class Queue:
         documents = self.store.claim(
             self.collection,
             {"status": PENDING},
-            {"$set": change, "$inc": {"assay.attempt": 1}},
+            {
+                "$set": change,
+                "$inc": {"assay.attempt": 1},
+                "$unset": {"assay.taken_from": ""},
+            },
             limit=limit,
         )
         return [
@@ -148,9 +153,26 @@ class Queue:
 
     def finish(self, claim: Claim, status: str, fields: dict[str, Any]) -> bool:
         """RUNNING → a final state, with the results. False when the claim is stale: nothing is
-        written then."""
+        written then.
+
+        An experiment that was taken back from this very attempt, and that nobody has claimed
+        since, takes the result, too: the worker was declared dead, its result was on a disk.
+        """
         change = {"$set": {"status": status, "stop_time": now(), **fields}}
+        taken_back = {
+            "_id": claim.id,
+            "status": PENDING,
+            "assay.attempt": claim.attempt,
+            "assay.taken_from": claim.worker,
+        }
+        late = {**change, "$unset": {"assay.taken_from": ""}}
+        if self.store.update(self.collection, taken_back, late) == 1:
+            return True
         return self._fenced(claim, change)
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the experiment is still running under this claim."""
+        return self.store.count(self.collection, claim.fence()) == 1
 
     def hand_back(self, claim: Claim) -> bool:
         """RUNNING → PENDING: the worker must stop, the experiment is to be run by another."""
@@ -192,7 +214,7 @@ class Queue:
             fields=["assay.worker", "assay.attempt", "assay.deaths"],
         )
         verdicts: dict[str, str | None] = {}
-        taken = []
+        taken: list[tuple[int, str]] = []
         for document in running:
             worker = document.get("assay", {}).get("worker")
             if worker is None:  # claimed by SEML's own worker: SEML's business
@@ -209,7 +231,10 @@ class Queue:
         deaths = int(claim.document["assay"].get("deaths", 0)) + 1
         change: dict[str, Any]
         if deaths < settings.MAX_ATTEMPTS:
-            change = {"$set": {"status": PENDING, "assay.deaths": deaths}, "$unset": _unset()}
+            traces = _unset()
+            del traces["assay.taken_from"]
+            fields = {"status": PENDING, "assay.deaths": deaths, "assay.taken_from": claim.worker}
+            change = {"$set": fields, "$unset": traces}
         else:
             error = f"its worker died {deaths} times, at last: {why}"
             change = {"$set": {"status": KILLED, "stop_time": now(), "assay.error": error}}
@@ -225,6 +250,24 @@ class Queue:
         that an old process stays fenced out; deaths are forgotten."""
         change = {"$set": {"status": PENDING, "assay.deaths": 0}, "$unset": _unset()}
         return self._move(selection, states, change)
+
+    def reset(self, selection: dict[str, Any] | None = None) -> int:
+        """Whatever is over → STAGED, without its results."""
+        change = {"$set": {"status": STAGED, "assay.deaths": 0}, "$unset": _unset()}
+        return self._move(selection, FINISHED, change)
+
+    def delete(self, selection: dict[str, Any] | None = None) -> int:
+        """Remove experiments that are not running, with their results; returns how many."""
+        where: dict[str, Any] = {"status": {"$ne": RUNNING}}
+        if selection:
+            where = {"$and": [where, selection]}
+        doomed = self.store.find(self.collection, where, fields=["_id"])
+        for document in doomed:
+            one = {"_id": document["_id"], "status": {"$ne": RUNNING}}
+            if self.store.delete(self.collection, one):
+                self.store.delete_blobs(f"{self.collection}/{document['_id']}/")
+                self.store.delete("metrics", {"run_id": document["_id"], "sweep": self.collection})
+        return len(doomed)
 
     def _move(
         self, selection: dict[str, Any] | None, states: Iterable[str], change: dict[str, Any]

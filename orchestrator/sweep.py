@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import grid, monitor, settings
-from orchestrator.launch import Launch, LaunchError, Plan, launch
+from orchestrator import grid, intents, monitor, settings
+from orchestrator.launch import Launch, LaunchError, Plan, launch, stop_workers
 from orchestrator.queue import INTERRUPTED, KILLED, PENDING, RUNNING, STAGED, Queue
 from orchestrator.store import Store, open_store
 
@@ -105,6 +105,7 @@ class Sweep:
 
     def status(self, selection: dict[str, Any] | None = None) -> monitor.Status:
         """Counts, errors and times; experiments of dead workers are taken back first."""
+        intents.reconcile(self.store, self.name)
         self.queue.reap()
         return monitor.status(self.queue, selection)
 
@@ -124,8 +125,14 @@ class Sweep:
         return status
 
     def cancel(self, selection: dict[str, Any] | None = None) -> int:
-        """Whatever is not finished becomes INTERRUPTED; returns how many."""
-        return self.queue.cancel(selection)
+        """Whatever is not finished becomes INTERRUPTED; returns how many.
+
+        Without a selection nothing is left to do: workers end, and jobs that wait for their start.
+        """
+        count = self.queue.cancel(selection)
+        if not selection:
+            stop_workers(self.store, self.name)
+        return count
 
     def retry(self, selection: dict[str, Any] | None = None) -> int:
         """FAILED, KILLED and INTERRUPTED experiments become PENDING; returns how many."""
@@ -188,7 +195,7 @@ class _Keeper:
         return status.finished
 
     def note(self) -> str:
-        if self.launch.executor == "slurm":
+        if self.launch.executor == "slurm" and self.launch.ids:
             return f"Slurm job {self.launch.ids[0].split('_')[0]}"
         return ""
 

@@ -13,6 +13,7 @@ import json
 import logging
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import time
@@ -23,9 +24,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from orchestrator import liveness, settings
+import psutil
+
+from orchestrator import gpu, liveness, settings
 from orchestrator import study as studies
-from orchestrator.observer import Spool, SpoolObserver
+from orchestrator.observer import Spool, SpoolObserver, replay
 from orchestrator.queue import PENDING, Claim, Queue
 from orchestrator.store import StoreError, StoreUnavailable, open_store
 
@@ -50,6 +53,7 @@ class Options:
         store: the store's URL, or the path of a private file that holds it.
         slots: experiments at a time, each with `threads` threads of its own.
         idle_seconds: how long to stay when nothing is PENDING.
+        time_limit: seconds after which an experiment is ended as FAILED; None: no limit.
         cuda_visible: `CUDA_VISIBLE_DEVICES` of the user, where the launcher would hide it.
     """
 
@@ -60,6 +64,7 @@ class Options:
     slots: int = 1
     threads: int = 1
     idle_seconds: float = 2.0
+    time_limit: float | None = None
     cuda_visible: str | None = None
 
 
@@ -73,6 +78,7 @@ class Child:
     spool: Spool | None = None
     leases: set[str] = field(default_factory=set)
     started: float = 0.0
+    waiting: bool = False  # for a stage that another process computes
     killed: str | None = None
 
 
@@ -115,6 +121,7 @@ class Worker:
         options = self.options
         self.me = liveness.register(self.queue.store, options.collection, options.slots)
         log.info("worker %s: %s slots for %s", self.me["_id"], options.slots, options.collection)
+        self._replay()
         next_beat = 0.0
         idle_since = time.monotonic()
         try:
@@ -158,8 +165,13 @@ class Worker:
         self.spares.append(Child(process, ours))
 
     def _fill(self) -> bool:
-        """Give every idle slot an experiment; True when any was claimed."""
-        idle = self.options.slots - len(self.children)
+        """Give every idle slot an experiment; True when any was claimed.
+
+        A process that waits for another's stage does not use its slot: other work is done
+        meanwhile, up to twice as many processes as slots.
+        """
+        busy = sum(not child.waiting for child in self.children)
+        idle = min(self.options.slots - busy, 2 * self.options.slots - len(self.children))
         if idle <= 0 or self.stopping:
             return False
         try:
@@ -169,7 +181,12 @@ class Worker:
             time.sleep(1.0)
             return False
         for claim in claims:
-            self._start(claim)
+            try:
+                self._start(claim)
+            except OSError as error:
+                self.stopping = f"cannot write to {self.options.home}: {error.strerror}"
+                with suppress(StoreError):
+                    self.queue.hand_back(claim)
         return bool(claims)
 
     def _start(self, claim: Claim) -> None:
@@ -179,7 +196,11 @@ class Worker:
         child = self.spares.pop()
         child.claim = claim
         child.started = time.monotonic()
-        child.spool = Spool.create(Path(self.options.home), self.queue, claim)
+        try:
+            child.spool = Spool.create(Path(self.options.home), self.queue, claim)
+        except OSError:
+            self.spares.append(child)
+            raise
         self.children.append(child)
         with suppress(BrokenPipeError):  # a spare that died; its end is noticed like any other
             child.pipe.send(
@@ -218,9 +239,11 @@ class Worker:
         try:
             if wish == "acquire":
                 granted = self.queue.acquire(key, self.me["_id"])
+                child.waiting = not granted
                 if granted:
                     child.leases.add(key)
             else:
+                child.waiting = False
                 self._release(child, key)
                 granted = True
         except StoreError as error:
@@ -230,8 +253,9 @@ class Worker:
             child.pipe.send(granted)
 
     def _release(self, child: Child, key: str) -> None:
-        self.queue.release(key, self.me["_id"])
-        child.leases.discard(key)
+        if key in child.leases:
+            self.queue.release(key, self.me["_id"])
+            child.leases.discard(key)
 
     def _bury(self, child: Child) -> None:
         """A child has ended: free its leases, end what it left running, queue its results."""
@@ -243,9 +267,10 @@ class Worker:
             with suppress(StoreError):
                 self._release(child, key)
         death = child.killed or _describe_exit(child.process.exitcode)
-        if self.stopping and not child.spool.ended:
+        if child.spool.interrupted or (self.stopping and not child.spool.ended):
             with suppress(StoreError):
                 self.queue.hand_back(child.claim)
+            child.spool.remove()
         else:
             self.unshipped.append((child.spool, child.claim, death))
         child.pipe.close()
@@ -265,7 +290,7 @@ class Worker:
     def _beat(self) -> None:
         """Say that we are alive; stop what is no longer ours; take back from the dead."""
         try:
-            if not liveness.beat(self.queue.store, self.me["_id"]):
+            if not liveness.beat(self.queue.store, self.me["_id"], load=self._load()):
                 self.stopping = "this worker was declared dead, another has its experiments"
                 return
             held = self.queue.renew(self.me["_id"])
@@ -273,10 +298,44 @@ class Worker:
                 claim = child.claim
                 if claim is not None and (claim.id, claim.attempt) not in held:
                     self._kill(child, "cancelled, or taken over by another worker")
-            for number, why in self.queue.reap():
-                log.info("experiment %s taken back: %s", number, why)
+            if taken := self.queue.reap():
+                for number, why in taken:
+                    log.info("experiment %s taken back: %s", number, why)
+                self._replay()
         except StoreUnavailable as error:
             log.warning("the store is away: %s", error)
+        for child in self.children:
+            limit = self.options.time_limit
+            if limit is not None and time.monotonic() - child.started > limit:
+                self._kill(child, f"ran longer than its limit of {limit:g} s (--time-limit)")
+
+    def _replay(self) -> None:
+        """Bring home what dead workers of this machine had finished."""
+        with suppress(StoreUnavailable):
+            for number, taken in replay(Path(self.options.home), self.queue):
+                fate = "is taken" if taken else "comes too late"
+                log.info("experiment %s: the result of a dead worker %s", number, fate)
+
+    def _load(self) -> list[dict[str, Any]]:
+        """What each experiment costs now, for `assay top`."""
+        load = []
+        on_gpu = gpu.memory_by_process()
+        for child in self.children:
+            assert child.claim is not None
+            with suppress(psutil.Error):
+                tree = [psutil.Process(child.process.pid)]
+                tree += tree[0].children(recursive=True)
+                load.append(
+                    {
+                        "experiment": child.claim.id,
+                        "seconds": time.monotonic() - child.started,
+                        "cpu_seconds": sum(sum(p.cpu_times()[:2]) for p in tree),
+                        "memory": sum(p.memory_info().rss for p in tree),
+                        "gpu_memory": sum(on_gpu.get(p.pid, 0) for p in tree),
+                        "waiting": child.waiting,
+                    }
+                )
+        return load
 
     # ---- ending ------------------------------------------------------------------------------
 
@@ -289,6 +348,14 @@ class Worker:
             log.info("stopping: %s", self.stopping)
         for spare in self.spares:
             spare.process.kill()
+        for child in self.children:
+            child.process.terminate()  # training saves a checkpoint and ends; others go on
+        before_limit = self.stopping in ("SIGUSR1", "SIGUSR2")
+        grace = settings.LIMIT_GRACE_SECONDS if before_limit else settings.STOP_GRACE_SECONDS
+        deadline = time.monotonic() + grace
+        while self.children and time.monotonic() < deadline:
+            self._listen(timeout=0.2)
+            self._ship()
         for child in self.children:
             self._kill(child, f"its worker had to stop ({self.stopping})")
         deadline = time.monotonic() + settings.STOP_GRACE_SECONDS
@@ -329,7 +396,9 @@ class PipeLeases:
 
 def _child(pipe: Connection, options: Options) -> None:
     """Body of a forkserver process: wait for one experiment, run it, end."""
-    _die_with_parent()
+    die_with_parent()
+    if _hung_up(pipe):  # the worker was gone before the kernel knew of our wish
+        os._exit(0)
     os.setsid()  # a group of its own: whatever it starts can be ended with it
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
@@ -352,12 +421,17 @@ def _child(pipe: Connection, options: Options) -> None:
 
 
 def _run(task: dict[str, Any], spool: Path, pipe: Connection, options: Options) -> None:
+    import sacred
+
     from experiments import stages
     from experiments.artifacts import ArtifactStore
 
+    sacred.SETTINGS.CAPTURE_MODE = "no"  # our own file gets all output, of crashes, too
     study = studies.load(task["executable"], task["working_dir"])
     if os.path.isdir(task["working_dir"]):
         os.chdir(task["working_dir"])
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, stages.request_stop)  # training saves a checkpoint and ends
     runtime = stages.Runtime(
         ArtifactStore(options.artifacts), PipeLeases(pipe), device=_device(options.threads)
     )
@@ -400,11 +474,18 @@ def _redirect_output(path: Path) -> None:
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
 
 
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when the forkserver, and so the worker, is gone."""
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent is gone."""
     pr_set_pdeathsig = 1
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _hung_up(pipe: Connection) -> bool:
+    """Whether the other end is closed, even if there is something left to read."""
+    poll = select.poll()
+    poll.register(pipe.fileno(), 0)
+    return any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
 
 
 def _kill_group(pid: int) -> None:

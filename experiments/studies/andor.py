@@ -17,7 +17,7 @@ from experiments import attribution, models, scoring
 from experiments.data.andor import AndorSpec
 from experiments.randomness import derive_seed
 from experiments.rows import Explained, label, rows
-from experiments.stages import runtime, stage
+from experiments.stages import checkpoint, runtime, stage
 from experiments.studies import Table, define
 from experiments.training.recipe import Recipe
 
@@ -104,6 +104,7 @@ def trained(
         samples.validation,
         recipe=Recipe.model_validate(training),
         seed=derive_seed("training", seed),
+        checkpoint=checkpoint(),
     )
     evaluation = evaluate(network, samples.test)
     return {

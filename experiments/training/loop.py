@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments import lazy
-from experiments.randomness import derive_seed, isolated_rng
+from experiments.randomness import (
+    derive_seed,
+    global_state,
+    isolated_rng,
+    restore_global_state,
+)
+from experiments.stages import Checkpoint, Interrupted, NoCheckpoint
 from experiments.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -52,6 +58,7 @@ def fit(
     recipe: Recipe,
     seed: int,
     device: torch.device | str | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> History:
     """Trains `model` in place; it ends in eval mode with the weights of its best epoch.
 
@@ -59,8 +66,14 @@ def fit(
     of the batches comes from a generator of its own, dropout from an isolated one: the result
     depends on the seed alone. Moves the model to `device` when one is given.
 
-    Raises FloatingPointError when the training loss stops being finite.
+    With a checkpoint, training goes on from what is saved there, and saves there at the end of
+    an epoch when that is due or the process must stop. Weights and history are then, bit for
+    bit, those of a training that was never interrupted.
+
+    Raises FloatingPointError when the training loss stops being finite; `Interrupted`, after an
+    epoch that is not the last, when the checkpoint says that the process must stop.
     """
+    checkpoint = checkpoint or NoCheckpoint()
     if device is not None:
         model.to(device)
     parameter = next(model.parameters())
@@ -75,11 +88,12 @@ def fit(
     order = torch.Generator().manual_seed(derive_seed("batches", seed))
     steps = recipe.epochs * math.ceil(len(x) / recipe.batch_size)
     state = list(model.state_dict().values())
-    best, best_state = (-1.0, -math.inf), [tensor.clone() for tensor in state]
-    history = History()
+    run = _Run(state, [tensor.clone() for tensor in state], optimiser, order)
+    history = run.history
 
     with isolated_rng(derive_seed("dropout", seed)):
-        for epoch in range(recipe.epochs):
+        run.restore(checkpoint.load())
+        for epoch in range(len(history.train_loss), recipe.epochs):
             model.train()
             losses = []
             for rows in (
@@ -104,22 +118,76 @@ def fit(
             validation_loss = float(loss_of(logits, y_val))
             history.validation_accuracy.append(accuracy)
             history.validation_loss.append(validation_loss)
-            if (accuracy, -validation_loss) > best:
-                best, history.best_epoch = (accuracy, -validation_loss), epoch
-                for kept, tensor in zip(best_state, state, strict=True):
-                    kept.copy_(tensor)
+            if (accuracy, -validation_loss) > run.best:
+                run.best, history.best_epoch = (accuracy, -validation_loss), epoch
+                _copy(state, run.best_weights)
             if accuracy == 1 and validation_loss <= (recipe.stop_at_loss or -1):
                 history.stopped = "loss"
                 break
             if epoch - history.best_epoch >= recipe.patience:
                 history.stopped = "patience"
                 break
+            if epoch + 1 == recipe.epochs:
+                break
+            if checkpoint.stop_requested:
+                checkpoint.save(run.state())
+                raise Interrupted(f"asked to stop after epoch {epoch} of {recipe.epochs}")
+            if checkpoint.due():
+                checkpoint.save(run.state())
 
-    for tensor, kept in zip(state, best_state, strict=True):
-        tensor.copy_(kept)
+    _copy(run.best_weights, state)
     model.zero_grad()
     model.eval()
     return history
+
+
+@dataclass
+class _Run:
+    """All that one epoch hands on to the next; weights are in the order of the state dict.
+
+    The schedule of the learning rate is a function of `history.steps`, the next epoch the length
+    of the history.
+    """
+
+    weights: list[Tensor]
+    best_weights: list[Tensor]
+    optimiser: torch.optim.Optimizer
+    order: torch.Generator
+    history: History = field(default_factory=History)
+    best: tuple[float, float] = (-1.0, -math.inf)
+
+    FORMAT = 1  # raise it when what is in the state changes
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs; to be called inside the isolated random state."""
+        return {
+            "format": self.FORMAT,
+            "weights": self.weights,
+            "best_weights": self.best_weights,
+            "best": self.best,
+            "optimiser": self.optimiser.state_dict(),
+            "order": self.order.get_state(),
+            "random": global_state(self.weights[0].device),
+            "history": asdict(self.history),
+        }
+
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Puts everything where it was, in place. Nothing happens without a state, or with one
+        that another version of this loop has left."""
+        if state is None or state.get("format") != self.FORMAT:
+            return
+        _copy(state["weights"], self.weights)
+        _copy(state["best_weights"], self.best_weights)
+        self.best = state["best"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.order.set_state(state["order"])
+        restore_global_state(state["random"], self.weights[0].device)
+        vars(self.history).update(state["history"])
+
+
+def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+    for old, new in zip(target, source, strict=True):
+        old.copy_(new)
 
 
 def evaluate(model: nn.Module, split: Split) -> Evaluation:

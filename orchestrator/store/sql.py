@@ -81,9 +81,9 @@ class Translator:
 
     @staticmethod
     def _joined(parts: list[Where], joint: str) -> Where:
-        sql = joint.join(f"({sql})" for sql, _, _ in parts)
         if len(parts) == 1:
-            sql = parts[0][0]
+            return parts[0]
+        sql = f"({joint.join(f'({sql})' for sql, _, _ in parts)})"
         if all(where[0] == "1" for where in parts):
             sql = "1"
         return sql, [p for w in parts for p in w[1]], all(w[2] for w in parts)
@@ -97,9 +97,9 @@ class Translator:
             return unknown
         if path == "status" and all(isinstance(value, str) for value in values):
             sql, parameters = _one_of("status", values)
-            if not self.odd_status:
-                return sql, parameters, True
-            return f"status IN ({', '.join('?' * len(values))}, x'00')", values, False
+            if values and self.odd_status:
+                return f"({sql} OR status = x'00')", parameters, False
+            return sql, parameters, True
         if path in self.indexes:
             sql, parameters = _one_of("value", values)
             inner = f"SELECT seq FROM entries WHERE iid = ? AND {sql}"

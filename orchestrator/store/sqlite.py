@@ -261,9 +261,10 @@ class SqliteStore:
         """SQLite's and the system's errors as ours."""
         try:
             yield
-        except sqlite3.OperationalError as error:
-            raise StoreUnavailable(f"{self.path}: {error}") from error
         except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
+                raise StoreUnavailable(f"{self.path}: {error}") from error  # locked, full, ...
             broken = "not a database" in str(error) or "malformed" in str(error)
             hint = " (`assay db check` tells more, `assay db restore` puts a backup back)"
             raise StoreError(f"{self.path}: {error}{hint if broken else ''}") from error
@@ -509,7 +510,7 @@ class SqliteStore:
         translator = Translator(indexes, self._odd_status(connection, cid))
         sql, parameters, decides = translator.document(query.tree)
         column = "+cid" if sql.startswith("(seq IN") else "cid"
-        return f"{column} = ? AND {sql}", [cid, *parameters], decides
+        return f"{column} = ? AND ({sql})", [cid, *parameters], decides
 
     @staticmethod
     def _odd_status(connection: Connection, cid: int) -> bool:

@@ -61,7 +61,7 @@ def make_rows(plan: Plan = Plan(), seed: int = 7) -> pd.DataFrame:
     experiment = 0
     for dataset in plan.datasets:
         # Some methods are made for some scores: an offset that all models share.
-        taste = {key: rng.normal(0, 0.07) for key in product(QUALITY, SCORES)}
+        taste = {key: rng.normal(0, 0.07) for key in product(QUALITY, SCORES) if QUALITY[key[0]]}
         hardness = {score: rng.normal(0, 0.5, plan.n) for score in SCORES}
         for model in plan.models:
             for run in plan.seeds:

@@ -157,6 +157,8 @@ def test_moments_stand_in_for_samples(sweep: Sweep) -> None:
     assert 0.93 < ratio.mean() < 1.07
     share = approximate.xs("pointing_game", level="score")
     assert share["high"].max() <= 1
+    bare = sweep(**design).drop(columns=["samples", "data_key"])
+    assert (intervals(bare)["high"] > intervals(bare)["low"]).mean() > 0.9
 
 
 def test_many_samples_are_averaged_in_blocks() -> None:
@@ -414,12 +416,31 @@ def test_good_methods_beat_random_and_bad_ones_do_not(
 
 def test_methods_that_are_random_rarely_beat_random() -> None:
     rng = np.random.default_rng(3)
-    wrong = 0
-    for _ in range(40):
-        x = {n: rng.normal(0, 0.1, (2, 3, 1)) + rng.normal(0, 0.3, (2, 3, 20)) for n in "abcdef"}
-        x["random"] = rng.normal(0, 0.1, (2, 3, 1)) + rng.normal(0, 0.3, (2, 3, 20))
-        wrong += bool((compare_to_control(simple(x), draws=300)["verdict"] != "same").any())
-    assert wrong <= 6  # 5 % of the families, and room for chance
+    for seeds, between in [(3, (0.1, 0.1)), (3, (0.1, 0.3)), (1, (0, 0))]:
+        wrong = 0
+        for _ in range(40):
+            sd = np.linspace(*between, 7)
+            x = {
+                name: rng.normal(0, s, (2, seeds, 1)) + rng.normal(0, 0.3, (2, seeds, 20))
+                for name, s in zip([*"abcdef", "random"], sd, strict=True)
+            }
+            wrong += bool((compare_to_control(simple(x), draws=200)["verdict"] != "same").any())
+        assert wrong <= 6, (seeds, between)  # 5 % of the families, and room for chance
+
+
+def test_three_seeds_are_enough_for_a_clear_difference(small: pd.DataFrame) -> None:
+    table = compare_to_control(small).set_index(["method", "score"])
+    best = table.loc["integrated_gradients", "verdict"]
+    assert (best == "better").sum() >= 6
+    assert (table.loc["guided_backprop", "verdict"] != "better").all()
+    # Borrowing from other methods never makes an error smaller.
+    error, freedom = statistics._moderated(np.array([0.01, 0.02, 0.05, 0.03, np.nan, 0.0]), 4)
+    assert freedom > 4
+    assert (error[:4] >= [0.01, 0.02, 0.05, 0.03]).all()
+    assert error[5] > 0
+    assert np.isnan(error[4])
+    alone, own = statistics._moderated(np.array([0.1, 0.2]), 4)
+    assert (alone.tolist(), own) == ([0.1, 0.2], 4)
 
 
 def test_a_single_number_beats_nobody() -> None:

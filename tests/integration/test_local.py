@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -16,6 +17,8 @@ import pytest
 from orchestrator import liveness
 from orchestrator.launch import Plan
 from orchestrator.sweep import Sweep
+
+ROOT = Path(__file__).parents[2]
 
 
 def wait_for(condition, seconds=60.0):
@@ -107,6 +110,7 @@ def test_kill_9_of_the_worker_and_of_all_it_started(home, trivial):
     process = psutil.Process(worker["place"]["pid"])
     tree = process.children(recursive=True)
     os.kill(process.pid, signal.SIGKILL)
+    print(sweep.status().counts, [(d["_id"], d["assay"]) for d in sweep.store.find("trivial")])
     wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in tree), 20)
     wait_for(lambda: not first.running())
     assert "RUNNING" not in sweep.status().counts  # taken back at once: the process is gone
@@ -279,3 +283,30 @@ def test_the_cache_can_be_listed_checked_and_emptied(assay, tiny_andor, home):
     assert "1 are broken" in assay("cache", "verify", check=False).stdout
     assay("cache", "prune", "--days", 0, "--yes")
     assert list((home / "artifacts").rglob("*.assay")) == []
+
+
+def test_sigterm_in_a_long_training_saves_a_checkpoint_that_is_gone_on_with(
+    home, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ASSAY_CHECKPOINT_SECONDS", "0")
+    long = tmp_path / "long.yaml"
+    long.write_text(
+        f"seml: {{executable: experiments/studies/andor.py, project_root_dir: {ROOT}}}\n"
+        "fixed: {model.name: andor_transformer, training.epochs: 400, training.patience: 400,\n"
+        "        training.stop_at_loss: null, methods: [random], scores: [nib]}\n"
+    )
+    sweep = Sweep("long")
+    sweep.add(long)
+    launched = sweep.start(Plan(slots=1))
+    (worker,) = wait_for(lambda: workers(sweep))
+    wait_for(lambda: list((home / "artifacts").rglob("*.checkpoint")))
+    os.kill(worker["place"]["pid"], signal.SIGTERM)
+    wait_for(lambda: not launched.running())
+    assert sweep.status().counts == {"PENDING": 1}
+    assert list((home / "artifacts").rglob("*.checkpoint"))
+    sweep.start(Plan(slots=1))
+    assert sweep.wait(timeout=200).counts == {"COMPLETED": 1}
+    document = sweep.store.find_one("long", {"_id": 1})
+    assert document["assay"]["attempt"] == 2
+    assert document["result"]["model"]["epochs"] == 400
+    assert list((home / "artifacts").rglob("*.checkpoint")) == []

@@ -95,9 +95,7 @@ def test_kill_9_of_a_worker_in_a_job(home, trivial):
 
 
 def test_what_slurm_refuses_is_told_in_one_line(assay, trivial):
-    answer = assay(
-        "run", trivial(1), "--executor", "slurm", "--partition", "nowhere", check=False
-    )
+    answer = assay("run", trivial(1), "--executor", "slurm", "--partition", "nowhere", check=False)
     assert answer.returncode == 1
     assert "invalid partition" in answer.stderr.lower()
     assert len(answer.stderr.strip().splitlines()) == 1

@@ -191,7 +191,7 @@ def test_a_slurm_job_that_starts_again_replaces_its_former_self(queue, monkeypat
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     worker(queue)
     assert not liveness.beat(queue.store, former["_id"])
-    assert queue.reap() == [(1, "worker replaced")]
+    assert queue.reap() == [(1, "replaced by a new start of its Slurm job")]
 
 
 def test_a_place_names_this_process():

@@ -12,6 +12,17 @@ import pytest
 
 from orchestrator.store import DuplicateKey, Store, StoreError
 
+
+class _Something:
+    """No document can hold it; named alike in every test process."""
+
+    def __repr__(self) -> str:
+        return "something"
+
+
+SOMETHING = _Something()
+
+
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123000, tzinfo=UTC)
 
 
@@ -95,7 +106,7 @@ def test_datetimes_are_utc_milliseconds(store: Store) -> None:
         {"_id": None},
         {"_id": True},
         {"_id": 1.5},
-        {"_id": bson.ObjectId()},
+        {"_id": bson.ObjectId("6b02b7316aab0f5cc07b9c00")},
         {"_id": 2**63},
         {"_id": 1, "a.b": 1},
         {"_id": 1, "a": {"b": [{"c.d": 1}]}},
@@ -104,7 +115,7 @@ def test_datetimes_are_utc_milliseconds(store: Store) -> None:
         {"_id": 1, 5: "five"},
         {"_id": 1, "n\0ul": 1},
         {"_id": 1, "x": 2**63},
-        {"_id": 1, "x": object()},
+        {"_id": 1, "x": SOMETHING},
         {"_id": 1, "x": {1, 2}},
         {"_id": 1, "x": "\ud800"},
         {"_id": 1, "x": b"0" * (16 * 1024 * 1024)},
@@ -317,6 +328,10 @@ def test_counts(store: Store) -> None:
     store.update("sweep", {"_id": 0}, {"$set": {"status": ["STAGED", "RUNNING"]}})
     assert store.count("sweep", {"status": "STAGED"}) == 3  # an element of a list counts
     assert store.count("sweep", {"status": "RUNNING"}) == 3
+    assert store.count("sweep", {"status": {"$in": ["RUNNING", "x"]}}) == 3
+    assert store.count("sweep", {"status": {"$in": [f"{n}" for n in range(200)]}}) == 0
+    assert store.count("sweep", {"status": {"$in": []}}) == 0
+    assert store.count("sweep", {"$or": [{"status": {"$in": []}}, {"status": "STAGED"}]}) == 3
     with pytest.raises(StoreError, match="count by"):
         store.counts("sweep", "status")
 
@@ -358,7 +373,7 @@ FILTERS = [
     {"a": re.compile("x")},
     {"a..b": 1},
     {"": 1},
-    {"a": object()},
+    {"a": SOMETHING},
     ["a"],
 ]
 
@@ -386,6 +401,30 @@ def test_numbered_parts_are_keys_and_indexes(store: Store) -> None:
     assert ids(store.find("sweep", {"a.0": ["x"]})) == [3]
     assert store.update("sweep", {"_id": 1}, {"$set": {"a.1": 5}}) == 1
     assert store.find_one("sweep", {"_id": 1})["a"] == {"0": "x", "1": 5}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"$or": [{"k": "a"}, {"_id": 1}]},
+        {"$or": [{"status": "DONE"}, {"_id": {"$gt": 0}}]},
+        {"$and": [{"$or": [{"k": "a"}, {"status": "DONE"}]}, {"_id": {"$in": [1, 2]}}]},
+        {"$nor": [{"k": "b"}]},
+    ],
+    ids=repr,
+)
+def test_collections_do_not_see_each_other(store: Store, query: dict) -> None:
+    for name in ("one", "two"):
+        store.ensure_index(name, "k")
+        store.insert(name, [{"_id": 1, "k": "a", "status": "DONE", "in": name}])
+    assert [d["in"] for d in store.find("one", query)] == ["one"]
+    assert store.count("one", query) == 1
+    assert store.counts("one", "status", query) == {"DONE": 1}
+    assert store.update("one", query, {"$set": {"x": 1}}, many=True) == 1
+    assert len(store.claim("one", query, {"$inc": {"x": 1}}, limit=1)) == 1
+    assert store.delete("one", query) == 1
+    assert store.find("two") == [{"_id": 1, "k": "a", "status": "DONE", "in": "two"}]
 
 
 # --- update --------------------------------------------------------------------------------------
@@ -452,7 +491,7 @@ def test_upsert(store: Store) -> None:
         {"$inc": {"a": True}},
         {"$push": {"a": {"$each": 1}}},
         {"$push": {"a": {"$each": [1], "$slice": 2}}},
-        {"$set": {"a": object()}},
+        {"$set": {"a": SOMETHING}},
         # of the language, but not fitting the document
         {"$inc": {"text": 1}},
         {"$inc": {"null": 1}},
