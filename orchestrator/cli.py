@@ -219,7 +219,11 @@ def run(
     gres: Gres = None,
     setup: Setup = None,
     image: Image = None,
+    time_limit: Limit = None,
     output: Output = None,
+    report_: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write figures and report at the end.")
+    ] = True,
     db: Database = None,
 ) -> None:
     """Add a file's experiments, run what is not done, show the ranked table, write the report."""
@@ -229,14 +233,14 @@ def run(
     console = _console()
     plan = _plan(
         executor, profile, workers=workers, slots=slots, threads=threads, partition=partition,
-        time=time, mem=mem, gres=gres, setup=setup, image=image,
+        time=time, mem=mem, gres=gres, setup=setup, image=image, time_limit=time_limit,
     )  # fmt: skip
     expanded = grid.read(file)
     opened = Sweep(sweep or name_for(file), db)
     added = opened.add(expanded)
     _report_added(console, opened, added)
     status = opened.run(plan, added.selection)
-    _finish(console, opened, added.selection, status, output)
+    _finish(console, opened, added.selection, status, output, report_)
 
 
 def _report_added(console: Any, opened: Sweep, added: Any) -> None:
@@ -250,7 +254,12 @@ def _report_added(console: Any, opened: Sweep, added: Any) -> None:
 
 
 def _finish(
-    console: Any, opened: Sweep, selection: dict[str, Any], status: Any, output: Path | None
+    console: Any,
+    opened: Sweep,
+    selection: dict[str, Any],
+    status: Any,
+    output: Path | None,
+    with_report: bool,
 ) -> None:
     """The end of `assay run`: table, figures, report, and what to type next."""
     from analysis import frames
@@ -260,11 +269,12 @@ def _finish(
     with suppress(frames.NoResults):  # a script without score tables, or nothing finished
         found = _summary(opened, selection)
         _print_ranking(console, found)
-        with console.status("writing figures and report"):
-            page = _write_report(opened, found, status, output)
-        console.print(f"\nreport   [link={page.as_uri()}]{page}[/]", soft_wrap=True)
-        for figure in sorted(page.parent.glob("*.png")):
-            console.print(f"figure   {figure}", soft_wrap=True)
+        if with_report:
+            with console.status("writing figures and report"):
+                page = _write_report(opened, found, status, output)
+            console.print(f"\nreport   [link={page.as_uri()}]{page}[/]", soft_wrap=True)
+            for figure in sorted(page.parent.glob("*.png")):
+                console.print(f"figure   {figure}", soft_wrap=True)
     console.print("\n[bold]next[/]")
     for command, meaning in _next_steps(opened, status):
         console.print(f"  {command:<52} [dim]{meaning}[/]", soft_wrap=True)
@@ -360,6 +370,7 @@ def start(
     gres: Gres = None,
     setup: Setup = None,
     image: Image = None,
+    time_limit: Limit = None,
     max_workers: Annotated[
         int | None, typer.Option(min=1, help="Never more live workers than this for the sweep.")
     ] = None,
@@ -372,7 +383,8 @@ def start(
     """Start workers for what is waiting in a sweep, and return at once."""
     plan = _plan(
         executor, profile, workers=workers, slots=slots, threads=threads, partition=partition,
-        time=time, mem=mem, gres=gres, setup=setup, image=image, max_workers=max_workers,
+        time=time, mem=mem, gres=gres, setup=setup, image=image,
+        time_limit=time_limit, max_workers=max_workers,
     )  # fmt: skip
     opened = _existing(sweep, db)
     if dry_run:
@@ -403,13 +415,16 @@ def status(
     db: Database = None,
 ) -> None:
     """How far a sweep is, and what went wrong."""
-    from orchestrator import monitor
+    import dataclasses
+
+    from orchestrator import monitor, sources
 
     opened = _existing(sweep, db)
     selection = _select(where)
     if watch:
         monitor.watch(lambda: opened.status(selection), until=lambda now: now.finished, interval=2)
-    _console().print(monitor.table(opened.status(selection)))
+    found = dataclasses.replace(opened.status(selection), moved_on=sources.moved_on(opened.queue))
+    _console().print(monitor.table(found))
 
 
 @app.command()

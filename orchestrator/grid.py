@@ -42,6 +42,7 @@ class Grid:
     path: Path
     study: Study
     documents: list[dict[str, Any]]
+    root: Path | None = None  # of the project, whose sources are kept; None where none is named
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -77,7 +78,8 @@ def read(path: str | Path) -> Grid:
     warnings = []
     if len(unique) < len(documents):
         warnings.append(f"{len(documents) - len(unique)} configurations stand twice in {path}")
-    return Grid(path, study, list(unique.values()), warnings)
+    root = working_dir if "project_root_dir" in block else None
+    return Grid(path, study, list(unique.values()), root, warnings)
 
 
 # ---- reading ---------------------------------------------------------------------------------

@@ -67,24 +67,39 @@ def reconcile(store: Store, collection: str) -> None:
     old = [intent for intent in waiting if now() - intent["at"] > UNCERTAIN]
     lost = [i for i in old if i["executor"] != "slurm" and i["host"] == socket.gethostname()]
     ours = [i for i in old if i["executor"] == "slurm" and i["user"] == os.getuid()]
-    if ours and (cluster := scheduler.cluster()) is not None:
+    if ours:
+        cluster = scheduler.cluster()
         ours = [intent for intent in ours if intent["cluster"] == cluster]
-        scheduler.shared.expire()
-        if ours and (known := scheduler.shared.jobs()) is not None:
-            by_comment = {i["_id"]: [j for j in known if j.comment == comment(i["_id"])]
-                          for i in ours}  # fmt: skip
-            found = {k: scheduler.numbers(str(j.array) for j in v) for k, v in by_comment.items()}
-            if not all(found.values()):
-                first = min(intent["at"] for intent in ours)
-                recorded = scheduler.accounted(f"assay-{collection}", first)
-                found = {k: v or recorded.get(comment(k), []) for k, v in found.items()}
-            for token in (token for token, jobs in found.items() if jobs):
-                conclude(store, token, state=SUBMITTED, jobs=found[token])
-            lost += [intent for intent in ours if not found[intent["_id"]]]
-    for intent in lost:  # its submitter may be slow, not dead: what it says wins
-        store.update(
-            LAUNCHES, {"_id": intent["_id"], "state": SUBMITTING}, {"$set": {"state": LOST}}
-        )
+    known = _jobs_by_comment(collection, ours) if ours else None
+    for intent in ours:
+        if known is None:  # Slurm does not answer
+            break
+        if jobs := known.get(comment(intent["_id"])):
+            conclude(store, intent["_id"], state=SUBMITTED, jobs=jobs)
+        else:
+            lost.append(intent)
+    for intent in lost:  # its submitter may be slow, not dead: what it says later wins
+        still = {"_id": intent["_id"], "state": SUBMITTING}
+        store.update(LAUNCHES, still, {"$set": {"state": LOST}})
+
+
+def _jobs_by_comment(
+    collection: str, launches: list[dict[str, Any]]
+) -> dict[str, list[str]] | None:
+    """Numbers of the jobs with each comment; None when Slurm does not answer."""
+    scheduler.shared.expire()
+    jobs = scheduler.shared.jobs()
+    if jobs is None:
+        return None
+    found: dict[str, set[str]] = {}
+    for job in jobs:
+        found.setdefault(job.comment, set()).add(str(job.array))
+    if not all(comment(intent["_id"]) in found for intent in launches):
+        # Slurm forgets ended jobs after minutes; accounting may remember them.
+        since = min(intent["at"] for intent in launches)
+        for text, numbers in scheduler.accounted(f"assay-{collection}", since).items():
+            found.setdefault(text, set()).update(numbers)
+    return {text: sorted(numbers, key=int) for text, numbers in found.items()}
 
 
 def live_workers(store: Store, collection: str, *, but: str | None = None) -> int | None:
@@ -125,7 +140,8 @@ def live_workers(store: Store, collection: str, *, but: str | None = None) -> in
 
 
 def process(pid: int) -> dict[str, Any]:
-    """A process of this host for `processes` of an intent, so that it is not taken for another that gets its number later."""
+    """A process of this host, as the `processes` of a local intent name it: a number alone may
+    belong to another process later."""
     with suppress(psutil.Error):
         return {"pid": pid, "started": psutil.Process(pid).create_time()}
     return {"pid": pid, "started": None}

@@ -20,7 +20,8 @@ import socket
 import stat
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -173,32 +174,21 @@ def launch(store: Store, collection: str, address: str, plan: Plan) -> Launch:
     intents.reconcile(store, collection)
     folder = _folder(collection)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if plan.executor == "debug":
-        # In this process, one experiment after the other; breakpoints and tracebacks as usual.
-        worker.main(replace(_options(store, collection, address, plan), slots=1))
-        return Launch("debug", folder)
+    options = _options(store, collection, address, plan)
     if problem := _problem(store, collection, plan):
         raise LaunchError(problem)
-    count = plan.workers
-    if plan.executor == "slurm":
-        _check_parameters(plan)
-    reservation = None
-    if plan.max_workers is not None:
-        # Before we count, so that of two who start at once at least one sees the other.
-        reservation = intents.declare(store, collection, plan.executor, count)
-        count = min(count, plan.max_workers - _live(store, collection, but=reservation))
-    try:
+    if store.kind == "mongodb":  # for the user's eyes only: in no job script, in no `ps`
+        _write(Path(options.store), address)
+    if plan.executor == "debug":
+        # In this process, one experiment after the other; breakpoints and tracebacks as usual.
+        worker.main(replace(options, slots=1))
+        return Launch("debug", folder)
+    with _room(store, collection, plan) as count:
         if count <= 0:
             note = f"--max-workers {plan.max_workers}: the sweep has as many, or is getting them"
             return Launch(plan.executor, folder, note=note)
-        options = _options(store, collection, address, plan)
-        if store.kind == "mongodb":  # for the user's eyes only: in no job script, in no `ps`
-            _write(Path(options.store), address)
         sizes = _sizes(plan, count)
         tokens = [intents.declare(store, collection, plan.executor, size) for size in sizes]
-    finally:
-        if reservation is not None:
-            store.delete(intents.LAUNCHES, {"_id": reservation})
     launched: Launch
     if plan.executor == "slurm":
         launched = _on_slurm(store, folder, options, plan, dict(zip(tokens, sizes, strict=True)))
@@ -207,6 +197,23 @@ def launch(store: Store, collection: str, address: str, plan: Plan) -> Launch:
     if count < plan.workers and not launched.note:
         launched.note = f"--max-workers {plan.max_workers}: {count} instead of {plan.workers}"
     return launched
+
+
+@contextmanager
+def _room(store: Store, collection: str, plan: Plan) -> Iterator[int]:
+    """How many workers may be started. Inside, others count the planned ones as there: of two who
+    start at once, at least one sees the other, and the sum is never too large."""
+    if plan.max_workers is None:
+        yield plan.workers
+        return
+    reservation = intents.declare(store, collection, plan.executor, plan.workers)
+    try:
+        live = intents.live_workers(store, collection, but=reservation)
+        if live is None:
+            raise LaunchError("--max-workers: squeue does not answer; try again, or leave it out")
+        yield min(plan.workers, plan.max_workers - live)
+    finally:
+        store.delete(intents.LAUNCHES, {"_id": reservation})
 
 
 def describe(store: Store, collection: str, address: str, plan: Plan) -> str:
@@ -218,7 +225,6 @@ def describe(store: Store, collection: str, address: str, plan: Plan) -> str:
     options = _options(store, collection, address, plan)
     lines = []
     if plan.executor == "slurm":
-        _check_parameters(plan)
         sizes = _sizes(plan, plan.workers)
         for number, size in enumerate(sizes, 1):
             lines.append(f"# sbatch script {number} of {len(sizes)}, for {size} workers")
@@ -235,22 +241,16 @@ def describe(store: Store, collection: str, address: str, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _live(store: Store, collection: str, but: str) -> int:
-    live = intents.live_workers(store, collection, but=but)
-    if live is None:
-        raise LaunchError(
-            "squeue does not answer, so --max-workers cannot be kept; try again later"
-        )
-    return live
-
-
 def _folder(collection: str) -> Path:
     return settings.home() / "workers" / collection
 
 
 def _options(store: Store, collection: str, address: str, plan: Plan) -> Options:
+    """What the workers get to know; raises LaunchError for parameters that sbatch would not get."""
     from orchestrator import worker
 
+    if plan.executor == "slurm":
+        _check_parameters(plan)
     where = store.url
     if store.kind == "mongodb":  # where `_write_address` puts it, password included
         where = str(_folder(collection) / f"{sha256(address.encode()).hexdigest()[:12]}.url")
@@ -340,9 +340,7 @@ def _on_slurm(
             state = intents.SUBMITTING if unknown else intents.REFUSED
             intents.conclude(store, token, state=state, message=str(error))
             for other in waiting:
-                intents.conclude(
-                    store, other, state=intents.REFUSED, message="the one before was not accepted"
-                )
+                intents.conclude(store, other, state=intents.REFUSED, message="not tried")
             text = str(error)
             if unknown:
                 text += " (`assay status` will find out whether Slurm has the job)"
@@ -388,8 +386,8 @@ def _script(folder: Path, token: str, options: Options, plan: Plan, count: int) 
         **given,
         "additional_parameters": {k: v for k, v in additional.items() if v is not False},
     }
-    # Since 22.05 srun does not inherit the CPUs: it would bind all slots to a single one. And by
-    # itself it passes on the variables that --export names, but not those that `setup` sets.
+    # Since 22.05 srun does not inherit the CPUs: where tasks are bound, all slots would share one.
+    # By itself it passes on the variables that --export names, but not those that `setup` sets.
     parameters["srun_args"] = [
         f"--cpus-per-task={parameters['cpus_per_task']}",
         "--export=ALL",
@@ -475,7 +473,9 @@ def stop_workers(store: Store, collection: str) -> int:
         scheduler.shared.expire()
         ours = [j for j in scheduler.shared.jobs() or () if j.active and j.comment in comments]
         scheduled = [job for job in ours if job.id not in busy_jobs]
-        scheduler.cancel([job.name for job in scheduled])
+        spared = {job.array for job in ours if job.id in busy_jobs}
+        names = (job.name if job.array in spared else str(job.array) for job in scheduled)
+        scheduler.cancel(list(dict.fromkeys(names)))
     stopped = len(scheduled)
     cancelled = {job.id for job in scheduled}
     for worker in workers:

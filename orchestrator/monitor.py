@@ -41,6 +41,7 @@ class Status:
         running: (id, seconds so far, worker) of what runs now.
         errors: last lines of errors with how many experiments have them, most frequent first,
             and the id of one of them.
+        moved_on: a sentence, where unfinished experiments will run other code than is there now.
     """
 
     collection: str
@@ -48,6 +49,7 @@ class Status:
     seconds: float | None = None
     running: list[tuple[int, float, str]] = field(default_factory=list)
     errors: list[tuple[str, int, int]] = field(default_factory=list)
+    moved_on: str = ""
 
     @property
     def total(self) -> int:
@@ -131,6 +133,8 @@ def table(status: Status) -> RenderableType:
         parts.append(Text(line, style="dim"))
     for text, count, example in status.errors:
         parts.append(Text(f"{count} × {text}  (assay logs {example})", style="red"))
+    if status.moved_on:
+        parts.append(Text(status.moved_on, style="yellow"))
     return Group(*parts)
 
 

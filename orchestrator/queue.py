@@ -112,7 +112,9 @@ class Queue:
 
     # ---- a worker's side ---------------------------------------------------------------------
 
-    def claim(self, worker: dict[str, Any], limit: int) -> list[Claim]:
+    def claim(
+        self, worker: dict[str, Any], limit: int, condition: dict[str, Any] | None = None
+    ) -> list[Claim]:
         """Take up to `limit` PENDING experiments; nobody else gets the same ones."""
         place = worker["place"]
         change: dict[str, Any] = {
@@ -129,7 +131,7 @@ class Queue:
             }
         documents = self.store.claim(
             self.collection,
-            {"status": PENDING},
+            {"status": PENDING, **(condition or {})},
             {
                 "$set": change,
                 "$inc": {"assay.attempt": 1},
@@ -157,18 +159,36 @@ class Queue:
 
         An experiment that was taken back from this very attempt, and that nobody has claimed
         since, takes the result, too: the worker was declared dead, its result was on a disk.
+        True as well when this very result is in the document: the answer to an earlier call was
+        lost.
         """
-        change = {"$set": {"status": status, "stop_time": now(), **fields}}
+        change = {"status": status, "stop_time": now(), **fields}
+        # First as the holder: if the experiment is taken back meanwhile, the second try finds it.
+        if self.store.update(self.collection, claim.fence(), {"$set": change}) == 1:
+            return True
+        mine = {"_id": claim.id, "assay.attempt": claim.attempt}
         taken_back = {
-            "_id": claim.id,
-            "status": PENDING,
-            "assay.attempt": claim.attempt,
+            **mine,
+            "status": {"$in": [PENDING, KILLED]},
             "assay.taken_from": claim.worker,
         }
-        late = {**change, "$unset": {"assay.taken_from": ""}}
+        traces = {"assay.taken_from", "assay.error"} - fields.keys()
+        late = {
+            "$set": {**change, "assay.worker": claim.worker},
+            "$unset": dict.fromkeys(traces, ""),
+        }
         if self.store.update(self.collection, taken_back, late) == 1:
             return True
-        return self._fenced(claim, change)
+        written = {
+            **mine,
+            "status": status,
+            "assay.worker": claim.worker,
+            "result": fields.get("result"),
+        }
+        if self.store.count(self.collection, written) == 1:
+            return True
+        _refused(claim)
+        return False
 
     def holds(self, claim: Claim) -> bool:
         """Whether the experiment is still running under this claim."""
@@ -181,9 +201,7 @@ class Queue:
     def _fenced(self, claim: Claim, change: dict[str, Any]) -> bool:
         written = self.store.update(self.collection, claim.fence(), change) == 1
         if not written:
-            log.warning(
-                "experiment %s: attempt %s is stale, its write is refused", claim.id, claim.attempt
-            )
+            _refused(claim)
         return written
 
     # ---- leases on stages --------------------------------------------------------------------
@@ -281,6 +299,10 @@ class Queue:
         """How many experiments are in each state, in the order of STATES."""
         found = self.store.counts(self.collection, "status", selection)
         return {state: found[state] for state in STATES if found.get(state)}
+
+
+def _refused(claim: Claim) -> None:
+    log.warning("experiment %s: attempt %s is stale, its write is refused", claim.id, claim.attempt)
 
 
 def _unset() -> dict[str, str]:

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -224,7 +224,7 @@ def cancel(jobs: Sequence[str]) -> None:
     shared.expire()
 
 
-def accounted(name: str, since: datetime) -> dict[str, list[str]]:
+def accounted(name: str, since: datetime) -> dict[str, set[str]]:
     """Comment → numbers of the jobs of this name, from accounting; empty where there is none.
 
     Slurm keeps comments there only with `AccountingStoreFlags=job_comment`.
@@ -246,15 +246,10 @@ def accounted(name: str, since: datetime) -> dict[str, list[str]]:
             job, _, comment = line.partition("|")
             if comment:
                 found.setdefault(comment.strip('"'), set()).add(job.split("_")[0])
-    return {comment: numbers(jobs) for comment, jobs in found.items()}
+    return found
 
 
-def numbers(jobs: Iterable[str]) -> list[str]:
-    """Job numbers in order, each once."""
-    return sorted(set(jobs), key=int)
-
-
-def outside(environment: os._Environ[str] | dict[str, str]) -> dict[str, str]:
+def outside(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment without the traces of the allocation that this process runs in, if any.
 
     sbatch hands all SLURM_* variables on: a job submitted from within a job would believe that it

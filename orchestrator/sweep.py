@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import grid, intents, monitor, settings
+from orchestrator import grid, intents, monitor, settings, sources
 from orchestrator.launch import Launch, LaunchError, Plan, launch, stop_workers
 from orchestrator.queue import INTERRUPTED, KILLED, PENDING, RUNNING, STAGED, Queue
 from orchestrator.store import Store, open_store
@@ -67,6 +67,9 @@ class Sweep:
         last = self.store.find(self.name, {}, fields=["batch_id"], sort=[("batch_id", -1)], limit=1)
         batch = int(last[0].get("batch_id") or 0) + 1 if last else 1
         documents = [{**document, "batch_id": batch} for document in expanded.documents]
+        if expanded.root is not None:
+            digest = sources.keep(self.store, self.name, sources.take(expanded.root))
+            documents = [{**d, "assay": {**d["assay"], "source": digest}} for d in documents]
         new = self.queue.add(documents)
         ids = self.queue.identities(expanded.identities)
         return Added(expanded, sorted(ids.values()), new)

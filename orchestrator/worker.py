@@ -12,6 +12,7 @@ import ctypes
 import json
 import logging
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import select
 import signal
@@ -26,10 +27,11 @@ from typing import Any
 
 import psutil
 
-from orchestrator import gpu, liveness, settings
+from orchestrator import gpu, liveness, settings, sources
 from orchestrator import study as studies
 from orchestrator.observer import Spool, SpoolObserver, replay
 from orchestrator.queue import PENDING, Claim, Queue
+from orchestrator.sources import Source
 from orchestrator.store import StoreError, StoreUnavailable, open_store
 
 log = logging.getLogger("assay.worker")
@@ -96,21 +98,29 @@ def main(options: Options) -> int:
     url = options.store
     if url.startswith("/"):
         url = Path(url).read_text().strip()
-    return Worker(Queue(open_store(url), options.collection), options).run()
+    queue = Queue(open_store(url), options.collection)
+    done = 0
+    while True:  # once for each state of the code that experiments want
+        worker = Worker(queue, options, sources.wanted(queue, Path(options.home)))
+        done += worker.run()
+        if worker.stopping or not queue.store.count(queue.collection, {"status": PENDING}):
+            return done
 
 
 class Worker:
     """The event loop around the children of one worker process."""
 
-    def __init__(self, queue: Queue, options: Options) -> None:
+    def __init__(self, queue: Queue, options: Options, source: Source) -> None:
         self.queue = queue
         self.options = options
+        self.source = source
         self.children: list[Child] = []
         self.spares: list[Child] = []
         self.unshipped: list[tuple[Spool, Claim, str | None]] = []
         self.done = 0
         self.stopping: str | None = None
         self.me: dict[str, Any] = {}
+        self.environment: dict[str, str | None] = {}  # to be put back at the end
         self.context = multiprocessing.get_context("forkserver")
 
     def run(self) -> int:
@@ -144,16 +154,28 @@ class Worker:
 
     def _preload(self) -> None:
         """Have the forkserver import what the waiting experiments import."""
+        if self.source.folder is not None:  # found before what is installed, by all children
+            sys.path.insert(0, str(self.source.folder))
+            self.environment["PYTHONPATH"] = os.environ.get("PYTHONPATH")
+            paths = [str(self.source.folder), os.environ.get("PYTHONPATH", "")]
+            os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         waiting = self.queue.store.find(
             self.queue.collection,
-            {"status": PENDING},
+            {"status": PENDING, "seml.source_files": None, **self.source.condition()},
             fields=["seml.executable", "seml.working_dir"],
             limit=1,
         )
-        scripts = [[d["seml"]["executable"], d["seml"]["working_dir"]] for d in waiting]
+        scripts = [[d["seml"]["executable"], str(self._code(d))] for d in waiting]
         os.environ[PRELOAD] = json.dumps(scripts)
         self.context.set_forkserver_preload(["orchestrator.preload"])
         self._add_spare()
+
+    def _code(self, document: dict[str, Any]) -> Path:
+        """The folder whose code an experiment runs."""
+        if self.source.folder is not None:
+            return self.source.folder
+        uploaded = sources.restore_of_seml(self.queue.store, document, Path(self.options.home))
+        return uploaded or Path(document["seml"]["working_dir"])
 
     def _add_spare(self) -> None:
         ours, theirs = self.context.Pipe()
@@ -175,7 +197,7 @@ class Worker:
         if idle <= 0 or self.stopping:
             return False
         try:
-            claims = self.queue.claim(self.me, idle)
+            claims = self.queue.claim(self.me, idle, self.source.condition())
         except StoreUnavailable as error:
             log.warning("the store is away, claims wait: %s", error)
             time.sleep(1.0)
@@ -209,6 +231,7 @@ class Worker:
                     "config": claim.document["config"],
                     "executable": claim.document["seml"]["executable"],
                     "working_dir": claim.document["seml"]["working_dir"],
+                    "code": str(self._code(claim.document)),
                     "spool": str(child.spool.path),
                 }
             )
@@ -368,6 +391,20 @@ class Worker:
             time.sleep(1.0)
         with suppress(StoreError):
             liveness.leave(self.queue.store, self.me["_id"])
+        self._forget_code()
+
+    def _forget_code(self) -> None:
+        """End the forkserver and its imports, so that another state of the code can be served."""
+        for spare in self.spares:
+            spare.process.join(timeout=5)
+        multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
+        if self.source.folder is not None:
+            sys.path.remove(str(self.source.folder))
+        for name, value in self.environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     def _kill(self, child: Child, why: str) -> None:
         child.killed = why
@@ -427,7 +464,9 @@ def _run(task: dict[str, Any], spool: Path, pipe: Connection, options: Options) 
     from experiments.artifacts import ArtifactStore
 
     sacred.SETTINGS.CAPTURE_MODE = "no"  # our own file gets all output, of crashes, too
-    study = studies.load(task["executable"], task["working_dir"])
+    script = Path(task["code"], task["executable"])
+    sys.path[:0] = [str(script.parent), task["code"]]  # as `python script.py` would have it
+    study = studies.load(task["executable"], task["code"])
     if os.path.isdir(task["working_dir"]):
         os.chdir(task["working_dir"])
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

@@ -64,9 +64,11 @@ def tiny_andor(tmp_path) -> Path:
 
 @pytest.fixture
 def assay(home) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command as a user would, in a process of its own."""
+    """Runs the command as a user would, in a process of its own; no report unless asked for."""
 
     def call(*words: object, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        if words[0] == "run" and "--report" not in words:
+            words = (*words, "--no-report")
         answer = subprocess.run(
             [sys.executable, "-m", "orchestrator.cli", *map(str, words)],
             capture_output=True,

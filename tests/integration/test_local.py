@@ -231,7 +231,7 @@ def test_kill_9_in_the_middle_and_a_rerun_give_the_same_table(
 
 
 def test_the_report_is_one_file_without_a_network(assay, tiny_andor, tmp_path):
-    assay("run", tiny_andor)
+    assay("run", tiny_andor, "--report")
     page = (tmp_path / "assay-report" / "tiny" / "report.html").read_text()
     assert "integrated_gradients" in page
     assert 'src="http' not in page

@@ -184,6 +184,7 @@ def test_a_dead_workers_lease_is_taken_over(queue):
 def test_a_slurm_job_that_starts_again_replaces_its_former_self(queue, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "bed")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
     queue.add(documents(1))
     queue.submit()
     former = worker(queue)
