@@ -90,11 +90,13 @@ def leave(store: Store, worker: str) -> None:
 
 
 class Watch:
-    """Judges workers, remembering when each beat was first seen by this process."""
+    """Judges workers, remembering what this process has seen of their beats."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._first_seen: dict[str, tuple[int, float]] = {}
+        self._born = time.monotonic()
+        # Of each worker: its beat, for how long it has not changed, and when we last looked.
+        self._seen: dict[str, tuple[int, float, float]] = {}
 
     def dead(self, worker: str) -> str | None:
         """Why the worker counts as dead, or None while it may be alive."""
@@ -105,7 +107,10 @@ class Watch:
             return str(document["state"]).removeprefix("dead: ")
         why = _evidence(document["place"]) or self._silence(document)
         if why is not None:
-            self.store.update(WORKERS, {"_id": worker}, {"$set": {"state": f"dead: {why}"}})
+            as_seen = {"_id": worker, "state": "running", "beat": document["beat"]}
+            change = {"$set": {"state": f"dead: {why}"}}
+            if self.store.update(WORKERS, as_seen, change) == 0:
+                return None  # it has spoken or ended meanwhile: the next look will tell
         return why
 
     def living(self, collection: str) -> list[dict[str, Any]]:
@@ -115,13 +120,19 @@ class Watch:
 
     def _silence(self, document: dict[str, Any]) -> str | None:
         now = time.monotonic()
-        beat, since = self._first_seen.get(document["_id"], (None, now))
-        if beat != document["beat"]:
-            self._first_seen[document["_id"]] = (document["beat"], now)
-            since = now
-        if now - since > settings.DEAD_AFTER_SECONDS:
-            return f"no sign of life for {now - since:.0f} s"
-        if time.time() - document["seen"] > FORGOTTEN_AFTER_SECONDS:
+        beat, silent, looked = self._seen.get(document["_id"], (None, 0.0, now))
+        # Where we have not looked for long, the store was away or this process was suspended, and
+        # so may the worker have been: it gets the time to speak before we conclude anything.
+        counted = min(now - looked, settings.DEAD_AFTER_SECONDS / 3)
+        silent = silent + counted if beat == document["beat"] else 0.0
+        self._seen[document["_id"]] = (document["beat"], silent, now)
+        if silent > settings.DEAD_AFTER_SECONDS:
+            return f"no sign of life for {silent:.0f} s"
+        # A command that has just begun has nothing but the wall clock, which jumps when a laptop
+        # wakes up: not for processes that we see alive, nor where we can watch for longer.
+        begun = now - self._born <= settings.DEAD_AFTER_SECONDS
+        forgotten = time.time() - document["seen"] > FORGOTTEN_AFTER_SECONDS
+        if begun and forgotten and not is_here(document["place"]):
             return "no sign of life for minutes"
         return None
 
@@ -147,6 +158,9 @@ def _evidence(place: dict[str, Any]) -> str | None:
     ours = place["slurm_job"] is not None and place.get("user") == os.getuid()
     if ours and place["cluster"] == scheduler.cluster():
         jobs = scheduler.shared.active()
+        if jobs is not None and place["slurm_job"] not in jobs:
+            scheduler.shared.expire()  # the list may be older than the job
+            jobs = scheduler.shared.active()
         if jobs is not None and place["slurm_job"] not in jobs:
             return f"Slurm job {place['slurm_job']} has ended"
     return None

@@ -36,7 +36,6 @@ from orchestrator.queue import COMPLETED, FAILED, INTERRUPTED, Claim, Queue
 
 log = logging.getLogger(__name__)
 
-OUTPUT_FILE = "output.log.gz"  # only of runs that print more than their document holds
 FORMAT = "MongoObserver-0.7.0"  # the layout of Sacred's own observer, which Omniboard reads
 
 
@@ -177,8 +176,10 @@ class Spool:
             queue.store.put_blob(key, (self.path / "files" / file["name"]).read_bytes())
             artifacts.append({"name": file["name"], "file_id": key})
         if (log := self._whole_output()) is not None:
-            queue.store.put_blob(f"{prefix}/{OUTPUT_FILE}", log)
-            artifacts.append({"name": OUTPUT_FILE, "file_id": f"{prefix}/{OUTPUT_FILE}"})
+            queue.store.put_blob(f"{prefix}/{settings.OUTPUT_FILE}", log)
+            artifacts.append(
+                {"name": settings.OUTPUT_FILE, "file_id": f"{prefix}/{settings.OUTPUT_FILE}"}
+            )
         info = dict(fields.get("info") or {})
         if metrics := self._ship_metrics(queue, claim):
             info["metrics"] = metrics

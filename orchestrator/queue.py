@@ -70,6 +70,7 @@ class Queue:
         self.store = store
         self.collection = collection
         self.watch = Watch(store)
+        self._held: set[tuple[str, str]] = set()  # leases that we gave to workers of this process
 
     # ---- in ----------------------------------------------------------------------------------
 
@@ -208,15 +209,27 @@ class Queue:
 
     def acquire(self, key: str, worker: str) -> bool:
         """Take the lease on a stage; one held by a dead worker is taken over."""
+        if self._take_lease(key, worker):
+            self._held.add((key, worker))
+            return True
+        return False
+
+    def _take_lease(self, key: str, worker: str) -> bool:
         if self.store.insert(LEASES, [{"_id": key, "worker": worker}]):
             return True
         holder = self.store.find_one(LEASES, {"_id": key})
-        if holder is None or holder["worker"] == worker or not self.watch.dead(holder["worker"]):
+        if holder is None:
+            return False
+        if holder["worker"] == worker:
+            # Ours without our knowing: the store's answer to `acquire` or `release` was lost.
+            return (key, worker) not in self._held
+        if not self.watch.dead(holder["worker"]):
             return False
         taken = {"_id": key, "worker": holder["worker"]}
         return self.store.update(LEASES, taken, {"$set": {"worker": worker}}) == 1
 
     def release(self, key: str, worker: str) -> None:
+        self._held.discard((key, worker))
         self.store.delete(LEASES, {"_id": key, "worker": worker})
 
     # ---- anybody's side ----------------------------------------------------------------------
@@ -255,7 +268,8 @@ class Queue:
             change = {"$set": fields, "$unset": traces}
         else:
             error = f"its worker died {deaths} times, at last: {why}"
-            change = {"$set": {"status": KILLED, "stop_time": now(), "assay.error": error}}
+            fields = {"status": KILLED, "stop_time": now(), "assay.error": error}
+            change = {"$set": {**fields, "assay.taken_from": claim.worker}}
         return self.store.update(self.collection, claim.fence(), change) == 1
 
     def cancel(self, selection: dict[str, Any] | None = None) -> int:

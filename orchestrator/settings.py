@@ -24,6 +24,7 @@ HEARTBEAT_SECONDS = 5.0  # how often a worker says that it is alive
 DEAD_AFTER_SECONDS = 60.0  # silence, by the observer's own clock, after which a worker is dead
 MAX_ATTEMPTS = 3  # an experiment whose worker died so often is KILLED, not queued again
 OUTPUT_TAIL = 64 * 1024  # bytes of an experiment's output that go into its document
+OUTPUT_FILE = "output.log.gz"  # the whole output of runs that print more than that
 OUTPUT_KEPT = 64 * 1024 * 1024  # bytes of it that are kept, compressed, beside the document
 # Between asking a child to stop and killing it. Slurm kills 30 s after SIGTERM by default, and we
 # have it send SIGUSR2 a minute before the time limit.

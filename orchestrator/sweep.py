@@ -11,6 +11,7 @@ table = sweep.scores()
 
 from __future__ import annotations
 
+import gzip
 import re
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from orchestrator.store import Store, open_store
 if TYPE_CHECKING:
     import pandas as pd
 
-RELAUNCHES = 5  # in a row without a single experiment finished
+RELAUNCHES = 2  # in a row without a single experiment finished
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,22 @@ class Sweep:
             orchestrator.grid.GridError: the file has a mistake; nothing was entered.
         """
         expanded = file if isinstance(file, grid.Grid) else grid.read(file)
-        last = self.store.find(self.name, {}, fields=["batch_id"], sort=[("batch_id", -1)], limit=1)
+        known = self.queue.identities(expanded.identities)
+        fresh = [d for d in expanded.documents if d["assay"]["identity"] not in known]
+        if not fresh:
+            return Added(expanded, sorted(known.values()), [])
+        # Ids grow with batches, and unlike these they are indexed.
+        last = self.store.find(self.name, {}, fields=["batch_id"], sort=[("_id", -1)], limit=1)
         batch = int(last[0].get("batch_id") or 0) + 1 if last else 1
-        documents = [{**document, "batch_id": batch} for document in expanded.documents]
+        documents = [{**document, "batch_id": batch} for document in fresh]
         if expanded.root is not None:
             digest = sources.keep(self.store, self.name, sources.take(expanded.root))
             documents = [{**d, "assay": {**d["assay"], "source": digest}} for d in documents]
         new = self.queue.add(documents)
-        ids = self.queue.identities(expanded.identities)
-        return Added(expanded, sorted(ids.values()), new)
+        ids = [*known.values(), *new]
+        if len(new) < len(fresh):  # somebody else has added some of them meanwhile
+            ids = [*self.queue.identities(expanded.identities).values()]
+        return Added(expanded, sorted(ids), new)
 
     def start(self, plan: Plan | None = None, selection: dict[str, Any] | None = None) -> Launch:
         """Give STAGED experiments free and start workers for whatever is PENDING.
@@ -158,12 +166,21 @@ class Sweep:
             raise KeyError(f"sweep {self.name!r} has no experiment {number}")
         if (path := self.live_output(document)) is not None:
             return path.read_text(errors="replace")
-        text = str(document.get("captured_out") or "")
+        text = self._whole_output(document) or str(document.get("captured_out") or "")
         if trace := document.get("fail_trace"):
             lines = "\n".join(trace)
             if lines not in text:
                 text = f"{text}\n{lines}"
         return text.strip() or f"experiment {number} is {document['status']} and has no output yet"
+
+    def _whole_output(self, document: dict[str, Any]) -> str | None:
+        """All that a run printed, where its document holds only the end."""
+        for artifact in document.get("artifacts") or []:
+            if artifact["name"] == settings.OUTPUT_FILE:
+                packed = self.store.get_blob(artifact["file_id"])
+                if packed is not None:
+                    return gzip.decompress(packed).decode(errors="replace")
+        return None
 
     def live_output(self, document: dict[str, Any]) -> Path | None:
         """The file a running experiment writes its output to, if it is on this machine."""

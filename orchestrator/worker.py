@@ -139,11 +139,11 @@ class Worker:
                 if time.monotonic() >= next_beat:
                     self._beat()
                     next_beat = time.monotonic() + settings.HEARTBEAT_SECONDS
-                self._ship()
                 if self._fill() or self.children or self.unshipped:
                     idle_since = time.monotonic()
                 elif time.monotonic() - idle_since > self.options.idle_seconds:
                     break
+                self._ship()  # while the next experiments run
                 self._listen(timeout=0.5)
         finally:
             self._shut_down()
@@ -371,6 +371,8 @@ class Worker:
             log.info("stopping: %s", self.stopping)
         for spare in self.spares:
             spare.process.kill()
+        if self.me:
+            self._beat()  # what was cancelled meanwhile needs no grace
         for child in self.children:
             child.process.terminate()  # training saves a checkpoint and ends; others go on
         before_limit = self.stopping in ("SIGUSR1", "SIGUSR2")

@@ -56,7 +56,9 @@ def running(kind: str, directory: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def serving(kind: str, directory: Path, port: int, *, auth: bool) -> Iterator[None]:
+def serving(
+    kind: str, directory: Path, port: int, *, auth: bool
+) -> Iterator[subprocess.Popen[bytes]]:
     """A server process on data in `directory`; it may need a moment to answer."""
     if kind == "mongod":
         command = ["mongod", "--bind_ip", "127.0.0.1", "--dbpath", str(directory)]
@@ -67,7 +69,7 @@ def serving(kind: str, directory: Path, port: int, *, auth: bool) -> Iterator[No
     with open(directory.parent / "server.log", "ab") as log:
         process = subprocess.Popen(command, cwd=directory, stdout=log, stderr=log)
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -100,3 +102,46 @@ def _client(uri: str) -> Iterator[pymongo.MongoClient]:
         yield client
     finally:
         client.close()
+
+
+class Stoppable:
+    """A server that can be killed and started again on the same data and port."""
+
+    def __init__(self, kind: str, directory: Path) -> None:
+        self.kind, self.directory, self.port = kind, directory, free_port()
+        self.password = secrets.token_urlsafe(16)
+        self._running = contextlib.ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+        with (
+            serving(kind, directory, self.port, auth=False),
+            _client(f"mongodb://127.0.0.1:{self.port}") as client,
+        ):
+            client.admin.command("createUser", USER, pwd=self.password, roles=["root"])
+
+    def uri(self, database: str) -> str:
+        place = f"127.0.0.1:{self.port}/{database}"
+        return f"mongodb://{USER}:{self.password}@{place}?authSource=admin"
+
+    def start(self) -> None:
+        """Returns when the server answers."""
+        serve = serving(self.kind, self.directory, self.port, auth=True)
+        self._process = self._running.enter_context(serve)
+        with _client(self.uri("admin")):
+            pass
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        assert self._process is not None
+        self._process.kill()
+        self._running.close()
+
+
+@contextlib.contextmanager
+def stoppable(kind: str, directory: Path) -> Iterator[Stoppable]:
+    """A running server that the test may kill and start."""
+    server = Stoppable(kind, directory)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
