@@ -282,17 +282,27 @@ def _finish(
         raise typer.Exit(1)
 
 
+def _own_name() -> str:
+    """How the user can call this command: `assay`, or by its path where that is not found."""
+    import shutil
+
+    here = Path(sys.argv[0])
+    if shutil.which("assay") or here.name != "assay":
+        return "assay"
+    return str(here)
+
+
 def _next_steps(opened: Sweep, status: Any) -> list[tuple[str, str]]:
-    name = opened.name
+    name, assay = opened.name, _own_name()
     steps = []
     if status.errors:
         _, _, example = status.errors[0]
-        steps.append((f"assay logs {example} --sweep {name}", "why it failed"))
-        steps.append((f"assay retry {name}", "put what failed back into the queue"))
+        steps.append((f"{assay} logs {example} --sweep {name}", "why it failed"))
+        steps.append((f"{assay} retry {name}", "put what failed back into the queue"))
     steps += [
-        (f"assay results {name} --csv scores.csv", "every number with all its coordinates"),
-        (f"assay status {name}", "states, times, errors"),
-        ("assay methods", "more methods to put into the YAML file"),
+        (f"{assay} results {name} --csv scores.csv", "every number with all its coordinates"),
+        (f"{assay} status {name}", "states, times, errors"),
+        (f"{assay} methods", "more methods to put into the YAML file"),
     ]
     return steps[:3]
 

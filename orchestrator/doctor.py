@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -78,10 +80,30 @@ def _database(db: str | None) -> Check:
         remedy = "check --db, ASSAY_MONGODB_URI, or ~/.config/assay/config.yaml (store: …)"
         return Check("database", "bad", str(error), remedy)
     found = f"{store.url} (from {address.source})"
+    if store.kind == "mongodb" and (open_to := _without_login(address.url)):
+        remedy = "start it with --auth and a user, or have it listen on 127.0.0.1 only"
+        return Check("database", "bad", f"{store.url} needs no login and {open_to}", remedy)
     if store.kind == "sqlite":
         remedy = "for several hosts: a MongoDB, by --db mongodb://… or ASSAY_MONGODB_URI"
         return Check("database", "ok", found, remedy)
     return Check("database", "ok", found)
+
+
+def _without_login(url: str) -> str | None:
+    """How others can reach a server that asks nobody to log in; None where they cannot."""
+    place = urlsplit(url)
+    if place.username:
+        return None
+    host = place.hostname or "127.0.0.1"
+    if host not in ("localhost", "127.0.0.1", "::1"):
+        return f"is on another host, {host}"
+    port = place.port or 27017
+    with suppress(psutil.Error, OSError):
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port:
+                if not one.laddr.ip.startswith(("127.", "::1")):
+                    return f"listens on {one.laddr.ip}:{port}"
+    return None
 
 
 def _slurm() -> Check:

@@ -77,6 +77,23 @@ def store_address(flag: str | None = None) -> StoreAddress:
     return StoreAddress(f"sqlite:///{home() / 'assay.sqlite'}", "default")
 
 
+def notify() -> dict[str, Any]:
+    """The `notify:` block of the user's configuration, checked; empty where there is none.
+
+    Raises:
+        SettingsError: it is not as it should be.
+    """
+    path = Path(platformdirs.user_config_dir("assay")) / "config.yaml"
+    block = _read_yaml(path).get("notify") or {}
+    if not isinstance(block, dict) or set(block) - {"command", "webhook"}:
+        raise SettingsError(f"{path}: notify: has the keys `command` and `webhook`")
+    if not isinstance(block.get("command", []), list):
+        raise SettingsError(f"{path}: notify.command: write a list, [program, argument, ...]")
+    if not str(block.get("webhook", "https://")).startswith(("https://", "http://")):
+        raise SettingsError(f"{path}: notify.webhook: write an https:// address")
+    return block
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())

@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from orchestrator import gpu, liveness, settings, sources
+from orchestrator import gpu, liveness, notify, settings, sources
 from orchestrator import study as studies
 from orchestrator.observer import Spool, SpoolObserver, replay
 from orchestrator.queue import PENDING, Claim, Queue
@@ -301,6 +301,8 @@ class Worker:
 
     def _ship(self) -> None:
         """Bring results to the store; what cannot be brought now is tried again."""
+        if not self.unshipped:
+            return
         waiting, self.unshipped = self.unshipped, []
         for position, (spool, claim, death) in enumerate(waiting):
             try:
@@ -325,12 +327,19 @@ class Worker:
                 for number, why in taken:
                     log.info("experiment %s taken back: %s", number, why)
                 self._replay()
+            self._notify()
         except StoreUnavailable as error:
             log.warning("the store is away: %s", error)
         for child in self.children:
             limit = self.options.time_limit
             if limit is not None and time.monotonic() - child.started > limit:
                 self._kill(child, f"ran longer than its limit of {limit:g} s (--time-limit)")
+
+    def _notify(self) -> None:
+        try:
+            notify.of_progress(self.queue)
+        except settings.SettingsError as error:
+            log.warning("%s", error)
 
     def _replay(self) -> None:
         """Bring home what dead workers of this machine had finished."""
@@ -392,6 +401,7 @@ class Worker:
                 break
             time.sleep(1.0)
         with suppress(StoreError):
+            self._notify()
             liveness.leave(self.queue.store, self.me["_id"])
         self._forget_code()
 

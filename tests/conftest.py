@@ -19,6 +19,13 @@ MONGO_KINDS = servers.available()
 _numbers = itertools.count()
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that share the one-machine Slurm, and break it, run one after the other."""
+    for item in items:
+        if item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
     """Name what was skipped; a gap must be seen."""
     for report in terminalreporter.stats.get("skipped", []):

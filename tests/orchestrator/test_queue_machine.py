@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -286,7 +284,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.looker = (self.user, self.world.clock)
         self.dead: set[str] = set()
         self.depth = 0
-        self.start("here", None)
+        self.start("here", False, None)
         self.enter(4, None)
         self.user.submit()
         self.model = self.snapshot()
@@ -433,8 +431,10 @@ class QueueMachine(RuleBasedStateMachine):
     # -- workers come and go -----------------------------------------------------------------------
 
     @precondition(lambda self: len(self.workers) < 8)
-    @rule(kind=st.sampled_from(["here", "elsewhere", "slurm"]), trouble=troubles)
-    def start(self, kind: str, trouble: Trouble | None) -> None:
+    @rule(
+        kind=st.sampled_from(["here", "elsewhere", "slurm"]), eager=st.booleans(), trouble=troubles
+    )
+    def start(self, kind: str, eager: bool, trouble: Trouble | None) -> None:
         place = dict(self.world.place, cluster=None, slurm_job=None, restart=0)
         place |= {"array_job": None, "array_task": None}
         if kind != "here":
@@ -443,7 +443,8 @@ class QueueMachine(RuleBasedStateMachine):
             job = 100 + len(self.workers)
             self.world.jobs.add(job)
             place |= {"cluster": "bed", "slurm_job": job}
-        self.register(kind, place, trouble)
+        if self.register(kind, place, trouble) is not None and eager:
+            self.claim(-1, 1, None)
 
     def register(self, kind: str, place: dict[str, Any], trouble: Trouble | None) -> Worker | None:
         queue = self.queue()
@@ -777,9 +778,7 @@ class QueueMachine(RuleBasedStateMachine):
             return
         self.looker = (worker.queue, worker.born)
         holder = self.holder(key)
-        granted, smooth = self.step(
-            lambda: worker.queue.acquire(key, worker.id), trouble=trouble
-        )
+        granted, smooth = self.step(lambda: worker.queue.acquire(key, worker.id), trouble=trouble)
         if granted:
             assert self.holder(key) == worker.id or worker.id in self.dead
             assert key not in worker.leases
@@ -867,7 +866,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.step(fresh.reap, self.reaped)
             world.clock += 10.0
         assert not any(entry.status == RUNNING for entry in self.model.values())
-        self.start("here", None)
+        self.start("here", False, None)
         last = self.pick(-1)
         assert last is not None
         self.bring_home(last.queue, None)
@@ -914,9 +913,78 @@ def play(store: Store, world: World, home: Path, examples: int, steps: int) -> N
 def test_the_queue_in_one_file(world: World, tmp_path: Path) -> None:
     with contextlib.closing(open_store(f"{tmp_path}/s.sqlite")) as store:
         store._connection().execute("PRAGMA synchronous = OFF")  # no power fails here
-        play(store, world, tmp_path, examples=int(os.environ.get("EX", "150")), steps=30)
+        play(store, world, tmp_path, examples=150, steps=30)
 
 
 def test_the_queue_on_a_server(world: World, mongo_url: str, tmp_path: Path) -> None:
     with contextlib.closing(open_store(mongo_url)) as store:
         play(store, world, tmp_path, examples=15, steps=25)
+
+
+# ---- real processes, really killed -------------------------------------------------------------
+
+WORK = """
+import random, sys, time
+from orchestrator import liveness
+from orchestrator.queue import Queue
+from orchestrator.store import open_store
+queue = Queue(open_store(sys.argv[1]), "sweep")
+dice = random.Random(sys.argv[2])
+me = liveness.register(queue.store, "sweep", 3)
+print("begun", flush=True)
+while queue.store.count("sweep", {"status": {"$in": ["PENDING", "RUNNING"]}}):
+    claims = queue.claim(me, dice.randint(1, 3))
+    for claim in claims:
+        time.sleep(dice.uniform(0, 0.02))
+        result = {"worker": me["_id"], "attempt": claim.attempt}
+        if queue.finish(claim, "COMPLETED", {"result": result}):
+            print(claim.id, claim.attempt, flush=True)
+    assert liveness.beat(queue.store, me["_id"])
+    queue.reap()
+    if not claims:
+        time.sleep(0.02)
+liveness.leave(queue.store, me["_id"])
+"""
+
+
+def begin(url: str, seed: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORK, url, str(seed)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_workers_lose_and_repeat_nothing(store: Store, store_url: str) -> None:
+    total, kills = 200, 16
+    queue = Queue(store, SWEEP)
+    queue.add([{"assay": {"identity": f"{n}", "attempt": 0}} for n in range(total)])
+    queue.submit()
+    dice, seeds = random.Random(3), itertools.count()
+    running = [begin(store_url, next(seeds)) for _ in range(4)]
+    everyone = list(running)
+    for _ in range(kills):
+        victim = running.pop(dice.randrange(len(running)))
+        assert victim.stdout is not None
+        victim.stdout.readline()  # it has begun
+        time.sleep(dice.uniform(0, 0.15))
+        victim.send_signal(signal.SIGKILL)
+        running.append(begin(store_url, next(seeds)))
+        everyone.append(running[-1])
+    deadline = time.monotonic() + 60
+    while queue.counts() != {COMPLETED: total} and time.monotonic() < deadline:
+        queue.reap()
+        if queue.retry():  # killed three times in a row
+            running.append(begin(store_url, next(seeds)))
+            everyone.append(running[-1])
+        time.sleep(0.1)
+    told = [line.split() for worker in everyone for line in worker.communicate()[0].splitlines()]
+    assert [worker.returncode for worker in running] == [0] * len(running)
+    assert queue.counts() == {COMPLETED: total}
+    wrote = Counter(line[0] for line in told if len(line) == 2)
+    assert set(wrote.values()) == {1}  # nobody else was told that he has written
+    documents = {d["_id"]: d for d in store.find(SWEEP)}
+    assert len(documents) == total
+    for document in documents.values():
+        facts, result = document["assay"], document["result"]
+        assert (result["worker"], result["attempt"]) == (facts["worker"], facts["attempt"])
+    for number, attempt in (line for line in told if len(line) == 2):
+        assert documents[int(number)]["assay"]["attempt"] == int(attempt)
+    assert max(d["assay"]["attempt"] for d in documents.values()) > 1  # some were taken back
