@@ -100,9 +100,9 @@ def _without_login(url: str) -> str | None:
     port = place.port or 27017
     with suppress(psutil.Error, OSError):
         for one in psutil.net_connections("tcp"):
-            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port:
-                if not one.laddr.ip.startswith(("127.", "::1")):
-                    return f"listens on {one.laddr.ip}:{port}"
+            here = one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port
+            if here and not one.laddr.ip.startswith(("127.", "::1")):
+                return f"listens on {one.laddr.ip}:{port}"
     return None
 
 
