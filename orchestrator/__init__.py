@@ -1,12 +1,12 @@
 """Who runs what where: grids, the queue, workers, Slurm, the result store, the `assay` command.
 
-    from orchestrator import Plan, Sweep
+from orchestrator import Plan, Sweep
 
-    sweep = Sweep("quickstart")
-    sweep.add("configs/quickstart.yaml")
-    sweep.start(Plan(workers=1))
-    sweep.wait()
-    sweep.scores()
+sweep = Sweep("quickstart")
+sweep.add("configs/quickstart.yaml")
+sweep.start(Plan(workers=1))
+sweep.wait()
+sweep.scores()
 """
 
 from __future__ import annotations

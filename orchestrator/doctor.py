@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import psutil
@@ -100,9 +100,10 @@ def _without_login(url: str) -> str | None:
     port = place.port or 27017
     with suppress(psutil.Error, OSError):
         for one in psutil.net_connections("tcp"):
-            here = one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port
-            if here and not one.laddr.ip.startswith(("127.", "::1")):
-                return f"listens on {one.laddr.ip}:{port}"
+            address: Any = one.laddr
+            here = one.status == psutil.CONN_LISTEN and address and address.port == port
+            if here and not address.ip.startswith(("127.", "::1")):
+                return f"listens on {address.ip}:{port}"
     return None
 
 

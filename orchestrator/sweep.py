@@ -1,10 +1,10 @@
 """Sweeps from Python: everything that the command line does.
 
-import orchestrator
+from orchestrator import Plan, Sweep
 
-sweep = orchestrator.open("quickstart")
+sweep = Sweep("quickstart")
 sweep.add("configs/quickstart.yaml")
-sweep.start(orchestrator.Plan(workers=1))
+sweep.start(Plan(workers=1))
 sweep.wait()
 table = sweep.scores()
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.store.errors import StoreError
@@ -58,6 +59,12 @@ def refuse_shared_filesystem(path: Path) -> None:
 
 
 def create_private(path: Path) -> None:
-    """Create an empty file that only its owner may read, and its directory if there is none."""
+    """Create an empty file that only its owner may read, and its directory if there is none.
+
+    A file that is there is not opened: closing it would release the locks that this process has
+    on it through another store. SQLite of another process would then take itself for the last
+    user, and remove the log that our connections go on writing to.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from seml.experiment.config import generate_configs, read_config
+from seml.utils import make_hash
 
 from orchestrator import grid
 
@@ -133,3 +136,23 @@ def test_equal_configurations_stand_once(tmp_path):
 def test_git_urls_lose_their_logins():
     assert grid._without_login("https://me:secret@host/repo.git") == "https://host/repo.git"
     assert grid._without_login("git@host:repo.git") == "git@host:repo.git"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from(["a", "b", "seed", "seed_2", "over"]), inner),
+    max_leaves=12,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(["a", "a.b", "b", "seed", "seed_2", "overwrite"]), VALUES),
+    st.sampled_from([[], ["seed"], ["__doc__", "db_collection", "overwrite", "seed"]]),
+)
+def test_the_hash_of_a_configuration_is_semls(config, exclude):
+    try:
+        theirs = make_hash(config, exclude)
+    except TypeError:  # `a` and `a.b` at once: SEML cannot nest them
+        return
+    assert grid._config_hash(config, exclude) == theirs

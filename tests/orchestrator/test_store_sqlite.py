@@ -146,6 +146,29 @@ def test_files_that_are_no_stores(tmp_path: Path) -> None:
         open_store(f"{text}/below.sqlite")
 
 
+def test_two_stores_of_one_process_and_a_passer_by_lose_nothing(path: Path) -> None:
+    """Opening a file twice must not release the locks of the first: the process that is the last
+    to leave would remove the log that both go on writing to."""
+
+    def elsewhere(code: str) -> str:
+        words = f"from orchestrator.store import open_store; s = open_store({str(path)!r}); {code}"
+        command = [sys.executable, "-c", words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    first = open_store(str(path))
+    assert first.insert("other", [{"_id": 1}]) == [1]
+    second = open_store(str(path))
+    assert second.count("other") == 1
+    elsewhere("s.insert('other', [{'_id': 2}])")
+    assert first.count("other") == second.count("other") == 2
+    assert first.insert("other", [{"_id": 3}]) == [3]
+    assert elsewhere("print(s.count('other'))") == "3"
+    elsewhere("s.insert('other', [{'_id': 4}])")
+    first.close()
+    second.close()
+    assert [d["_id"] for d in open_store(str(path)).find("other")] == [1, 2, 3, 4]
+
+
 def test_a_removed_file_is_noticed(path: Path) -> None:
     store = open_store(str(path))
     shutil.move(path, path.with_suffix(".moved"))
