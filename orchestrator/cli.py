@@ -79,6 +79,9 @@ Output = Annotated[
 ]
 
 
+INTERRUPTED = 130
+
+
 class UserError(Exception):
     """A mistake that the user can mend: shown as one line, without a traceback."""
 
@@ -99,32 +102,38 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 
 def main() -> None:
     """Entry point: user mistakes end with one line on standard error and exit code 1."""
-    code = 0
     try:
+        # An int where typer has an exit code of its own, such as 130 for Ctrl-C.
         code = app(standalone_mode=False) or 0
     except KeyboardInterrupt:
-        _say_error("interrupted; nothing is lost, the same command goes on where it stopped")
-        code = 130
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = 0
     except Exception as error:
-        import click
-
-        if isinstance(error, click.exceptions.Exit):
-            code = error.exit_code
-        elif isinstance(error, click.ClickException):
-            error.show()
-            code = error.exit_code
-        elif isinstance(error, click.exceptions.Abort):
-            code = 130
-        elif isinstance(error, BrokenPipeError):
-            code = 0
-        elif isinstance(error, _user_errors()):
-            _say_error(str(error))
-            code = 1
-        else:
-            raise
+        code = _explain(error)
+    if code == INTERRUPTED:
+        _say_error("interrupted; nothing is lost, the same command goes on where it stopped")
     from orchestrator.store import leave
 
     leave(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    """Say what went wrong, and return the exit code; what is no user's mistake is raised.
+
+    Newer typers bring a click of their own, so its exceptions are known by what they can do.
+    """
+    if show := getattr(error, "show", None):  # wrong usage: click's message, with a hint
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if type(error).__name__ == "Exit":
+        return int(getattr(error, "exit_code", 0))
+    if type(error).__name__ == "Abort":  # a question answered with no
+        return 1
+    if isinstance(error, _user_errors()):
+        _say_error(str(error))
+        return 1
+    raise error
 
 
 def _say_error(text: str) -> None:

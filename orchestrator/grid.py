@@ -199,13 +199,12 @@ def _resolve(
     unresolved: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Complete configurations: named configurations, `${...}`, defaults, validation."""
-    from seml.experiment.config import generate_named_configs, resolve_interpolations
+    from seml.experiment.config import generate_named_configs
 
     configs, named = generate_named_configs(unresolved)
     model = study.config_model
     if model is not None and not any(named):
-        interpolated = [resolve_interpolations({"config": c})["config"] for c in configs]
-        return [_validated(path, model, config) for config in interpolated]
+        return [_validated(path, model, _interpolated(config)) for config in configs]
     return _resolve_by_sacred(path, study, block, working_dir, configs, named)
 
 
@@ -226,7 +225,7 @@ def _resolve_by_sacred(
     logging.root.setLevel(logging.CRITICAL)  # advice to script authors, not to who runs a sweep
     try:
         resolved = seml_config.resolve_configs(executable, None, configs, named, folder)
-        resolved = [seml_config.resolve_interpolations({"config": c})["config"] for c in resolved]
+        resolved = [_interpolated(config) for config in resolved]
         if study.config_model is not None:
             return [_validated(path, study.config_model, config) for config in resolved]
         seml_config.check_config(executable, None, resolved, folder)
@@ -238,6 +237,15 @@ def _resolve_by_sacred(
     finally:
         logging.root.setLevel(level)
     return resolved
+
+
+def _interpolated(config: dict[str, Any]) -> dict[str, Any]:
+    """With the values that `${...}` stands for, by SEML's rules."""
+    if "${" not in repr(config):  # spares thousands of configurations a slow search
+        return config
+    from seml.experiment.config import resolve_interpolations
+
+    return dict(resolve_interpolations({"config": config})["config"])
 
 
 def _validated(

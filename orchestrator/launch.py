@@ -20,6 +20,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -120,7 +121,8 @@ class LocalLaunch(Launch):
 
     def stop(self) -> None:
         for job in self.jobs:
-            job.cancel(check=False)
+            with suppress(ProcessLookupError):  # submitit's number of a local job is its process
+                os.kill(int(job.job_id), signal.SIGTERM)
 
     def errors(self) -> str:
         return _tails(Path(job.paths.stderr) for job in self.jobs)
@@ -316,7 +318,8 @@ def _locally(
     executor.update_parameters(timeout_min=MINUTES_WITHOUT_LIMIT, setup=list(plan.setup))
     # submitit hides all GPUs from local jobs that ask for none; the worker undoes it.
     options = replace(options, cuda_visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
-    jobs = [executor.submit(worker.main, options) for _ in range(count)]
+    with _deaf_to_ctrl_c():
+        jobs = [executor.submit(worker.main, options) for _ in range(count)]
     processes = [intents.process(int(job.job_id)) for job in jobs]
     intents.conclude(store, token, state=intents.SUBMITTED, processes=processes)
     return LocalLaunch("local", folder, [str(job.job_id) for job in jobs], jobs=jobs)
@@ -452,6 +455,19 @@ def _nodes_are_here() -> bool:
 
 
 # ---- stopping ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started inside do not get the terminal's Ctrl-C: we tell them to stop, in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def stop_workers(store: Store, collection: str) -> int:

@@ -220,8 +220,13 @@ class _Keeper:
         return ""
 
     def stop(self) -> None:
-        if self.launch.running() and not self.sweep.status(self.selection).finished:
-            self.launch.stop()
+        """Have the workers hand back what they have; returns when they have."""
+        if not self.launch.running() or self.sweep.status(self.selection).finished:
+            return
+        self.launch.stop()
+        deadline = time.monotonic() + settings.STOP_GRACE_SECONDS + 5.0
+        while self.launch.running() and time.monotonic() < deadline:
+            time.sleep(0.2)
 
     def _replace(self, left: int) -> None:
         self._fruitless = self._fruitless + 1 if left >= self._done else 0

@@ -267,6 +267,13 @@ def test_mistakes_are_one_line(assay, trivial, words, message):
     assert len(answer.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize("words", [["bogus"], ["run"], ["logs", "x"], ["status", "--bogus"]])
+def test_wrong_usage_gets_a_hint_and_no_traceback(assay, words):
+    answer = assay(*words, check=False)
+    assert answer.returncode == 2
+    assert "Usage" in answer.stderr
+
+
 def test_doctor_and_lists(assay):
     assert "database" in assay("doctor").stdout
     assert "integrated_gradients" in assay("methods").stdout
@@ -310,3 +317,18 @@ def test_sigterm_in_a_long_training_saves_a_checkpoint_that_is_gone_on_with(
     assert document["assay"]["attempt"] == 2
     assert document["result"]["model"]["epochs"] == 400
     assert list((home / "artifacts").rglob("*.checkpoint")) == []
+
+
+def test_ctrl_c_hands_work_back_and_says_so(home, trivial):
+    file = trivial(4, seconds=30)
+    run = [sys.executable, "-m", "orchestrator.cli", "run", str(file), "--slots", "1"]
+    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    sweep = Sweep("trivial")
+    wait_for(lambda: sweep.status().counts.get("RUNNING"))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "nothing is lost, the same command goes on where it stopped" in said
+    assert "Traceback" not in said
+    assert sweep.status().counts == {"PENDING": 4}
+    assert workers(sweep) == []

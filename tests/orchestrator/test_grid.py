@@ -140,8 +140,10 @@ def test_git_urls_lose_their_logins():
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["a", "b", "seed", "seed_2", "over"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["a", "b", "seed", "seed_2", "over"]), inner)
+    ),
     max_leaves=12,
 )
 
