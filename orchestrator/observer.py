@@ -16,11 +16,14 @@ the database is away.
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import logging
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,6 +153,18 @@ class Spool:
         facts = bson.decode((self.path / "claim.bson").read_bytes())
         return Claim(int(facts["id"]), int(facts["attempt"]), facts["worker"], {})
 
+    @contextmanager
+    def alone(self) -> Iterator[Claim | None]:
+        """The claim, while nobody else replays this attempt; None if somebody does, or has."""
+        path = self.path / "claim.bson"
+        with ExitStack() as stack:
+            claim = None
+            with suppress(FileNotFoundError, BlockingIOError, bson.errors.BSONError):
+                file = stack.enter_context(path.open("rb"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                claim = self.claim()  # FileNotFoundError: it was shipped while we waited
+            yield claim
+
     def ship(self, queue: Queue, claim: Claim, death: str | None = None) -> bool:
         """Move the attempt into the store: files, metric series, then the final state, last.
 
@@ -262,17 +277,14 @@ def replay(home: Path, queue: Queue) -> list[tuple[int, bool]]:
     shipped = []
     for path in sorted((home / "spool" / queue.collection).glob("*-*[0-9]")):
         spool = Spool(path)
-        try:
-            claim = spool.claim()
-        except (OSError, bson.errors.BSONError):
-            continue
-        if queue.watch.dead(claim.worker) is None:
-            continue
-        if spool.ended:
-            queue.reap()  # so that an experiment of the dead is free to take its result
-            shipped.append((claim.id, spool.ship(queue, claim)))
-        elif not queue.holds(claim):
-            spool.remove()
+        with spool.alone() as claim:
+            if claim is None or queue.watch.dead(claim.worker) is None:
+                continue
+            if spool.ended:
+                queue.reap()  # so that an experiment of the dead is free to take its result
+                shipped.append((claim.id, spool.ship(queue, claim)))
+            elif not queue.holds(claim):
+                spool.remove()
     return shipped
 
 

@@ -277,8 +277,9 @@ class Worker:
 
     def _release(self, child: Child, key: str) -> None:
         if key in child.leases:
-            self.queue.release(key, self.me["_id"])
+            # First: a release that fails and is repeated later could take it from a sibling.
             child.leases.discard(key)
+            self.queue.release(key, self.me["_id"])
 
     def _bury(self, child: Child) -> None:
         """A child has ended: free its leases, end what it left running, queue its results."""
@@ -323,6 +324,9 @@ class Worker:
                 claim = child.claim
                 if claim is not None and (claim.id, claim.attempt) not in held:
                     self._kill(child, "cancelled, or taken over by another worker")
+            for number, attempt in held - self._ours():
+                # Claimed, but the answer was lost; or handed back, but the word was lost.
+                self.queue.hand_back(Claim(number, attempt, self.me["_id"], {}))
             if taken := self.queue.reap():
                 for number, why in taken:
                     log.info("experiment %s taken back: %s", number, why)
@@ -334,6 +338,11 @@ class Worker:
             limit = self.options.time_limit
             if limit is not None and time.monotonic() - child.started > limit:
                 self._kill(child, f"ran longer than its limit of {limit:g} s (--time-limit)")
+
+    def _ours(self) -> set[tuple[int, int]]:
+        """The attempts that this worker runs, or has run and not yet shipped."""
+        running = {(c.claim.id, c.claim.attempt) for c in self.children if c.claim is not None}
+        return running | {(claim.id, claim.attempt) for _, claim, _ in self.unshipped}
 
     def _notify(self) -> None:
         try:
@@ -439,8 +448,11 @@ class PipeLeases:
         self._ask("release", key)
 
     def _ask(self, wish: str, key: str) -> Any:
-        self.pipe.send((wish, key))
-        return self.pipe.recv()
+        try:
+            self.pipe.send((wish, key))
+            return self.pipe.recv()
+        except (EOFError, OSError):  # the worker is gone: this is no failure of the experiment
+            os._exit(1)
 
 
 def _child(pipe: Connection, options: Options) -> None:

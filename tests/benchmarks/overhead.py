@@ -163,7 +163,8 @@ def with_seml(bench: Bench, where: str, n: int) -> tuple[float, float]:
     name = f"seml_{where}"
     bench.seml(name, "add", bench.sweep(name, n))
     options = ["--local"] if where == "local" else []
-    with pymongo.MongoClient(bench.mongodb) as client:
+    client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(bench.mongodb)
+    with client:
         collection = client.get_default_database()[name]
         look = lambda: list(collection.find({"status": "COMPLETED"}, {"stop_time": 1}))  # noqa: E731
         return measure(lambda: bench.seml(name, "start", *options), look, n, 60.0 * n)
@@ -252,7 +253,8 @@ def prepared(folder: Path) -> Iterator[Bench]:
         url = uri.replace("/?", f"/{database}?")
         parts = urlsplit(url)
         password = unquote(parts.password or "")
-        with pymongo.MongoClient(url) as client:  # SEML logs in at the database itself
+        client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(url)
+        with client:  # SEML logs in at the database itself
             client[database].command(
                 "createUser", parts.username, pwd=password, roles=["readWrite"]
             )
@@ -332,10 +334,10 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     text = markdown(results, before)
-    print(f"\n{text}")
     if options.markdown:
         with options.markdown.open("a") as file:
             file.write(f"\n{text}")
+    print(f"\n{text}")
     leave()
 
 
