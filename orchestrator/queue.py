@@ -85,6 +85,7 @@ class Queue:
         self.store.ensure_unique(self.collection, "assay.identity")
         self.store.ensure_index(self.collection, "status")
         self.store.ensure_index(self.collection, "config_hash")
+        self._adopt(documents)
         # Ask first only to spare ids and bytes; the index alone is the judge.
         known = self.identities([d["assay"]["identity"] for d in documents])
         fresh = [d for d in documents if d["assay"]["identity"] not in known]
@@ -97,6 +98,25 @@ class Queue:
             for offset, document in enumerate(fresh)
         ]
         return [int(i) for i in self.store.insert(self.collection, numbered)]
+
+    def _adopt(self, documents: Sequence[dict[str, Any]]) -> None:
+        """Recognise experiments that SEML added, or that it reset and so stripped of our fields."""
+        nameless = {"assay.identity": {"$exists": False}}
+        if not self.store.find_one(self.collection, nameless, fields=["_id"]):
+            return
+        by_hash = {d["config_hash"]: d["assay"] for d in documents if "config_hash" in d}
+        found = self.store.find(
+            self.collection,
+            {**nameless, "config_hash": {"$in": list(by_hash)}},
+            fields=["config_hash"],
+        )
+        for document in found:
+            facts = by_hash.pop(document["config_hash"], None)  # of equal ones, the first
+            if facts is not None:
+                ours = {f"assay.{name}": v for name, v in facts.items() if name != "attempt"}
+                self.store.update(
+                    self.collection, {"_id": document["_id"], **nameless}, {"$set": ours}
+                )
 
     def identities(self, identities: Sequence[str]) -> dict[str, int]:
         """Ids of the experiments that have these identities."""

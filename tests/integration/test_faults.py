@@ -202,27 +202,32 @@ def daemons(name: str, *words: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.fixture
+def breakable_bed():
+    """Slurm as it was, for the tests after this one."""
+    yield
+    command(TESTBED, "down")
+    command(TESTBED, "up")
+
+
 @pytest.mark.slurm
 @pytest.mark.slow
 @needs_slurm
-def test_the_controller_of_slurm_is_killed_and_comes_back(home, trivial):
+def test_the_controller_of_slurm_is_killed_and_comes_back(home, trivial, breakable_bed):
     sweep = Sweep("trivial")
     sweep.add(trivial(10, seconds=1))
     sweep.start(Plan("slurm"))
     wait_for(lambda: sweep.status().counts.get("COMPLETED"))
     for process in daemons("slurmctld"):
         process.kill()
-    try:
-        assert sweep.wait(timeout=60).counts == {"COMPLETED": 10}
-    finally:
-        command(TESTBED, "up")
+    assert sweep.wait(timeout=60).counts == {"COMPLETED": 10}
     exactly_once(sweep, 10)
 
 
 @pytest.mark.slurm
 @pytest.mark.slow
 @needs_slurm
-def test_a_node_fails_while_its_old_processes_go_on(home, trivial):
+def test_a_node_fails_while_its_old_processes_go_on(home, trivial, breakable_bed):
     """kill -9 of slurmd and its step daemons: Slurm starts the job again beside the old one."""
     sweep = Sweep("trivial")
     sweep.add(trivial(8, seconds=8))
@@ -231,13 +236,10 @@ def test_a_node_fails_while_its_old_processes_go_on(home, trivial):
     wait_for(lambda: sweep.status().counts.get("RUNNING"))
     job = launched.ids[0]
     node = command("squeue", "-h", "-o", "%N", "-j", job).strip()
-    try:
-        for process in [*daemons("slurmd", node), *daemons("slurmstepd", job.split("_")[0])]:
-            process.kill()
-        assert psutil.pid_exists(first["place"]["pid"])  # the orphan goes on
-        sweep.wait(timeout=200)
-    finally:
-        command(TESTBED, "up")
+    for process in [*daemons("slurmd", node), *daemons("slurmstepd", job.split("_")[0])]:
+        process.kill()
+    assert psutil.pid_exists(first["place"]["pid"])  # the orphan goes on
+    sweep.wait(timeout=200)
     exactly_once(sweep, 8)
 
 

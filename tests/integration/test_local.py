@@ -322,7 +322,14 @@ def test_sigterm_in_a_long_training_saves_a_checkpoint_that_is_gone_on_with(
 def test_ctrl_c_hands_work_back_and_says_so(home, trivial):
     file = trivial(4, seconds=30)
     run = [sys.executable, "-m", "orchestrator.cli", "run", str(file), "--slots", "1"]
-    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        run,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     sweep = Sweep("trivial")
     wait_for(lambda: sweep.status().counts.get("RUNNING"))
     process.send_signal(signal.SIGINT)
@@ -332,3 +339,29 @@ def test_ctrl_c_hands_work_back_and_says_so(home, trivial):
     assert "Traceback" not in said
     assert sweep.status().counts == {"PENDING": 4}
     assert workers(sweep) == []
+
+
+def test_while_one_computes_a_shared_stage_the_others_do_other_work(home, tmp_path):
+    (tmp_path / "shared.py").write_text(
+        "import time\nfrom sacred import Experiment\nfrom experiments.stages import stage\n"
+        "ex = Experiment('shared', save_git_info=False)\nex.add_config(n=0, slow=False)\n"
+        "@stage(version='1')\ndef slow_stage(*, of: int) -> float:\n"
+        "    time.sleep(4)\n    return time.time()\n"
+        "@ex.main\ndef main(n, slow):\n"
+        "    if slow:\n        return {'made': slow_stage(of=1).value}\n"
+        "    time.sleep(0.2)\n    return {'ended': time.time()}\n"
+    )
+    file = tmp_path / "shared.yaml"
+    file.write_text(
+        "seml: {executable: shared.py, project_root_dir: .}\nfixed: {seed: 0}\n"
+        "first: {fixed: {slow: true}, grid: {n: {type: choice, options: [1, 2, 3]}}}\n"
+        "then: {fixed: {slow: false}, grid: {n: {type: choice, options: [4, 5, 6, 7]}}}\n"
+    )
+    sweep = Sweep("shared")
+    sweep.add(file)
+    sweep.start(Plan(slots=2))
+    assert sweep.wait(timeout=60).counts == {"COMPLETED": 7}
+    results = [d["result"] for d in sweep.store.find("shared")]
+    made = {r["made"] for r in results if "made" in r}
+    assert len(made) == 1  # computed once
+    assert all(r["ended"] < next(iter(made)) for r in results if "ended" in r)

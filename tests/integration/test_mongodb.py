@@ -10,7 +10,7 @@ import pandas as pd
 import pymongo
 import pytest
 import yaml
-from slurm_testbed import needs_slurm
+from slurm_testbed import eventually, needs_slurm
 from test_local import table_of
 
 from orchestrator.store import open_store
@@ -134,4 +134,61 @@ def test_no_password_is_printed_or_written(assay, trivial, mongodb, home):
         assert password not in answer.stdout + answer.stderr
     assert password not in repr(Sweep("trivial").store.find("trivial"))
     holders = [p for p in home.rglob("*") if p.is_file() and password.encode() in p.read_bytes()]
-    assert all(p.name == "store.url" and p.stat().st_mode & 0o077 == 0 for p in holders)
+    assert all(p.suffix == ".url" and p.stat().st_mode & 0o077 == 0 for p in holders)
+
+
+def test_assay_runs_a_sweep_that_seml_added_with_the_sources_that_seml_uploaded(
+    assay, seml, tmp_path
+):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "helper.py").write_text("VALUE = 'when it was added'\n")
+    (project / "script.py").write_text(
+        "import helper\nfrom seml import Experiment\nex = Experiment()\n"
+        "@ex.config\ndef config():\n    number = 0\n"
+        "@ex.main\ndef main(number):\n    return {'value': 2 * number, 'code': helper.VALUE}\n"
+    )
+    (project / "sweep.yaml").write_text(
+        "seml: {executable: script.py, project_root_dir: .}\n"
+        "grid: {number: {type: choice, options: [1, 2, 3]}}\n"
+    )
+    seml("theirs", "add", str(project / "sweep.yaml"))
+    (project / "helper.py").write_text("VALUE = 'later'\n")
+    assert "3 STAGED" in assay("db", "status").stdout
+    assay("start", "theirs")
+    sweep = Sweep("theirs")
+    assert sweep.wait(timeout=90).counts == {"COMPLETED": 3}
+    assert [d["result"]["value"] for d in sweep.store.find("theirs")] == [2, 4, 6]
+    assert {d["result"]["code"] for d in sweep.store.find("theirs")} == {"when it was added"}
+    assert "COMPLETED" in seml("theirs", "status")
+
+
+def test_seml_cancels_resets_and_deletes_what_assay_added(assay, trivial, seml):
+    assay("add", trivial(4))
+    sweep = Sweep("trivial")
+    sweep.queue.submit()
+    seml("trivial", "cancel", "--yes")
+    assert sweep.status().counts == {"INTERRUPTED": 4}
+    seml("trivial", "reset", "--yes", "-s", "INTERRUPTED")
+    assert sweep.status().counts == {"STAGED": 4}
+    assay("start", "trivial")
+    assert sweep.wait(timeout=60).counts == {"COMPLETED": 4}
+    assert [d["result"]["value"] for d in sweep.store.find("trivial")] == [0, 2, 4, 6]
+    seml("trivial", "reset", "--yes", "-s", "COMPLETED")
+    assert "result" not in sweep.store.find_one("trivial", {"_id": 1})
+    assert "4 of them known already" in assay("add", trivial(4)).stdout
+    seml("trivial", "delete", "--yes", "-s", "STAGED")
+    assert sweep.store.find("trivial") == []
+
+
+@pytest.mark.slurm
+@needs_slurm
+def test_seml_cancels_a_running_experiment_of_our_slurm_worker(assay, trivial, seml):
+    sweep = Sweep("trivial")
+    sweep.add(trivial(2, seconds=60))
+    assay("start", "trivial", "--executor", "slurm")
+    eventually(lambda: sweep.status().counts.get("RUNNING"), 60)
+    seml("trivial", "cancel", "--yes")
+    assert sweep.status().counts == {"INTERRUPTED": 2}
+    eventually(lambda: not sweep.queue.watch.living("trivial"), 60, "the worker has ended")
+    assert sweep.status().counts == {"INTERRUPTED": 2}
