@@ -38,6 +38,7 @@ def main() -> int:
     options.add_argument("--executor", choices=["slurm", "local"], default="slurm")
     options.add_argument("--workers", type=int, default=2)
     options.add_argument("--every", type=float, default=4.0, help="mean seconds between kills")
+    options.add_argument("--seconds", type=float, default=0.0, help="that an experiment sleeps")
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -57,13 +58,14 @@ def storm(given: argparse.Namespace, home: Path) -> int:
     file.write_text(
         f"seml: {{executable: trivial.py, project_root_dir: {ROOT / 'tests' / 'fixtures'}}}\n"
         f"grid: {{number: {{type: range, min: 0, max: {given.count}, step: 1}}}}\n"
+        f"fixed: {{seconds: {given.seconds}}}\n"
     )
     sweep = Sweep("chaos")
     sweep.add(file)
     chance = random.Random(given.seed)
     kills: Counter[str] = Counter()
     began = time.monotonic()
-    next_kill, next_look, retried, launches = began + 10.0, began, 0, 0
+    next_kill, next_look, retried, launches = began + 3.0, began, 0, 0
     plan = Plan(given.executor, workers=1, slots=1, idle_seconds=5.0)
     while True:
         status = sweep.status()
