@@ -17,17 +17,17 @@ import experiments as experiments  # quiets a warning of Sacred's before anythin
 
 if TYPE_CHECKING:
     from orchestrator.launch import Plan
-    from orchestrator.sweep import Sweep
+    from orchestrator.sweep import Sweep, add
 
-__all__ = ["Plan", "Sweep"]
+__all__ = ["Plan", "Sweep", "add"]
 
 
 def __getattr__(name: str) -> Any:
     """The Python interface, imported when it is asked for: `assay --help` does without."""
-    if name == "Sweep":
-        from orchestrator.sweep import Sweep
+    if name in ("Sweep", "add"):
+        from orchestrator import sweep
 
-        return Sweep
+        return getattr(sweep, name)
     if name == "Plan":
         from orchestrator.launch import Plan
 

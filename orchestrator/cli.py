@@ -517,7 +517,7 @@ def reset(
     selection = _select(where)
     count = opened.status(selection).of(*queue_states("FINISHED"))
     _confirm(f"Forget the results of {count} experiments of {opened.name}?", count, yes)
-    _console().print(f"{opened.queue.reset(selection)} experiments are staged again")
+    _console().print(f"{opened.reset(selection)} experiments are staged again")
 
 
 @app.command()
@@ -530,7 +530,7 @@ def delete(
     status = opened.status(selection)
     count = status.total - status.of("RUNNING")
     _confirm(f"Delete {count} experiments of {opened.name}, with their results?", count, yes)
-    _console().print(f"{opened.queue.delete(selection)} experiments deleted")
+    _console().print(f"{opened.delete(selection)} experiments deleted")
 
 
 def queue_states(group: str) -> tuple[str, ...]:
@@ -877,11 +877,7 @@ def db_restore(path: Path, force: Force = False, db: Database = None) -> None:
 @db_app.command("replay")
 def db_replay(sweep: SweepOption = None, db: Database = None) -> None:
     """Ship results that dead workers of this machine left on its disk."""
-    from orchestrator import settings
-    from orchestrator.observer import replay
-
-    opened = _existing(sweep, db)
-    found = replay(settings.home(), opened.queue)
+    found = _existing(sweep, db).replay()
     taken = sum(fresh for _, fresh in found)
     _console().print(f"{taken} results shipped, {len(found) - taken} came too late")
 

@@ -182,8 +182,7 @@ def launch(store: Store, collection: str, address: str, plan: Plan) -> Launch:
     if store.kind == "mongodb":  # for the user's eyes only: in no job script, in no `ps`
         _write(Path(options.store), address)
     if plan.executor == "debug":
-        # In this process, one experiment after the other; breakpoints and tracebacks as usual.
-        worker.main(replace(options, slots=1))
+        worker.debug(options)
         return Launch("debug", folder)
     with _room(store, collection, plan) as count:
         if count <= 0:

@@ -149,6 +149,20 @@ class Sweep:
         """FAILED, KILLED and INTERRUPTED experiments become PENDING; returns how many."""
         return self.queue.retry(selection)
 
+    def reset(self, selection: dict[str, Any] | None = None) -> int:
+        """What is over becomes STAGED, its results forgotten; returns how many."""
+        return self.queue.reset(selection)
+
+    def delete(self, selection: dict[str, Any] | None = None) -> int:
+        """Remove experiments that are not running, with their results; returns how many."""
+        return self.queue.delete(selection)
+
+    def replay(self) -> list[tuple[int, bool]]:
+        """Ship results that dead workers left on this machine; see `observer.replay`."""
+        from orchestrator.observer import replay
+
+        return replay(settings.home(), self.queue)
+
     def scores(self, selection: dict[str, Any] | None = None, **options: Any) -> pd.DataFrame:
         """The tidy table; see `analysis.frames.scores`."""
         from analysis import frames
@@ -237,6 +251,18 @@ class _Keeper:
                 f"{self.launch.errors()}\n(logs: {self.launch.folder})"
             )
         self.launch = self.sweep.start(self.plan, self.selection)
+
+
+def add(file: str | Path, name: str | None = None, store: str | None = None) -> Sweep:
+    """Enter a file's experiments; returns their sweep, named like the file unless told otherwise.
+
+    Raises:
+        orchestrator.grid.GridError: the file has a mistake; nothing was entered.
+    """
+    expanded = grid.read(file)
+    sweep = Sweep(name or name_for(file), store)
+    sweep.add(expanded)
+    return sweep
 
 
 def name_for(file: str | Path) -> str:

@@ -14,9 +14,11 @@ import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import pdb
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from contextlib import suppress
@@ -27,6 +29,7 @@ from typing import Any
 
 import psutil
 
+from experiments.stages import Leases, NoLeases
 from orchestrator import gpu, liveness, notify, settings, sources
 from orchestrator import study as studies
 from orchestrator.observer import Spool, SpoolObserver, replay
@@ -105,6 +108,56 @@ def main(options: Options) -> int:
         done += worker.run()
         if worker.stopping or not queue.store.count(queue.collection, {"status": PENDING}):
             return done
+
+
+def debug(options: Options) -> int:
+    """Run what waits in this very process, one experiment after the other, from the working tree:
+    output on the terminal, breakpoints and the debugger as usual. Returns how many were run."""
+    url = Path(options.store).read_text().strip() if options.store[0] == "/" else options.store
+    queue = Queue(open_store(url), options.collection)
+    me = liveness.register(queue.store, options.collection, 1)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(settings.HEARTBEAT_SECONDS):
+            with suppress(StoreError):
+                liveness.beat(queue.store, me["_id"])
+                queue.renew(me["_id"])
+
+    threading.Thread(target=beat, daemon=True).start()
+    done = 0
+    try:
+        while claims := queue.claim(me, 1):
+            done += _debug_one(queue, claims[0], options)
+    finally:
+        ended.set()
+        liveness.leave(queue.store, me["_id"])
+    return done
+
+
+def _debug_one(queue: Queue, claim: Claim, options: Options) -> bool:
+    spool = Spool.create(Path(options.home), queue, claim)
+    seml = claim.document["seml"]
+    task = {
+        "config": claim.document["config"],
+        "executable": seml["executable"],
+        "working_dir": seml["working_dir"],
+        "code": seml["working_dir"],
+    }
+    folder, path = os.getcwd(), list(sys.path)
+    try:
+        _run(task, spool.path, NoLeases(), options)
+    except Exception:
+        if sys.stdin.isatty():
+            pdb.post_mortem()
+    except BaseException:  # Ctrl-C, or the debugger was left
+        queue.hand_back(claim)
+        spool.remove()
+        raise
+    finally:
+        os.chdir(folder)
+        sys.path[:] = path
+    return spool.ship(queue, claim)
 
 
 class Worker:
@@ -435,6 +488,13 @@ class Worker:
 # ---- the process of an experiment --------------------------------------------------------------
 
 
+def _stop_in_order(*_: Any) -> None:
+    """Training saves a checkpoint and ends; no new stage begins."""
+    from experiments import stages
+
+    stages.request_stop()
+
+
 class PipeLeases:
     """Leases by way of the worker, which holds the only connection to the store."""
 
@@ -471,7 +531,9 @@ def _child(pipe: Connection, options: Options) -> None:
     _redirect_output(spool / "output.log")
     code = 0
     try:
-        _run(task, spool, pipe, options)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, _stop_in_order)
+        _run(task, spool, PipeLeases(pipe), options)
     except BaseException:
         code = 1
         if not (spool / "final.bson").exists():  # else Sacred has printed it
@@ -481,7 +543,7 @@ def _child(pipe: Connection, options: Options) -> None:
     os._exit(code)  # no atexit handlers: everything that matters is on the disk already
 
 
-def _run(task: dict[str, Any], spool: Path, pipe: Connection, options: Options) -> None:
+def _run(task: dict[str, Any], spool: Path, leases: Leases, options: Options) -> None:
     import sacred
 
     from experiments import stages
@@ -493,10 +555,8 @@ def _run(task: dict[str, Any], spool: Path, pipe: Connection, options: Options) 
     study = studies.load(task["executable"], task["code"])
     if os.path.isdir(task["working_dir"]):
         os.chdir(task["working_dir"])
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, stages.request_stop)  # training saves a checkpoint and ends
     runtime = stages.Runtime(
-        ArtifactStore(options.artifacts), PipeLeases(pipe), device=_device(options.threads)
+        ArtifactStore(options.artifacts), leases, device=_device(options.threads)
     )
     experiment = study.experiment
     experiment.observers = [SpoolObserver(spool)]

@@ -14,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 
+import orchestrator
 from orchestrator import liveness
 from orchestrator.launch import Plan
 from orchestrator.sweep import Sweep
@@ -169,9 +170,25 @@ def test_two_who_add_the_same_file_at_once_add_it_once(home, trivial):
     assert len({d["config"]["number"] for d in sweep.store.find("trivial")}) == 40
 
 
-def test_debug_runs_in_this_process_tree(assay, trivial):
+def test_debug_runs_in_the_very_process_and_prints_on_the_terminal(assay, trivial):
     answer = assay("run", trivial(2), "--executor", "debug")
+    assert "number 0" in answer.stdout
     assert "COMPLETED" in answer.stdout
+    pids = {d["result"]["pid"] for d in Sweep("trivial").store.find("trivial")}
+    assert len(pids) == 1
+    broken = assay("run", trivial(1, "broken", fate="raise"), "--executor", "debug", check=False)
+    assert "ValueError: number 0 is not to my liking" in broken.stdout
+
+
+def test_the_python_interface_does_what_the_command_does(home, trivial):
+    sweep = orchestrator.add(trivial(3))
+    sweep.start(orchestrator.Plan(slots=1))
+    assert sweep.wait(timeout=60).counts == {"COMPLETED": 3}
+    assert sweep.reset({"_id": 1}) == 1
+    assert sweep.cancel({"_id": 1}) == 1
+    assert sweep.retry({"_id": 1}) == 1
+    assert sweep.delete() == 3
+    assert sweep.replay() == []
 
 
 # ---- the real study ------------------------------------------------------------------------------
