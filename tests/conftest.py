@@ -19,6 +19,7 @@ MONGO_KINDS = servers.available()
 _numbers = itertools.count()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests that share the one-machine Slurm, and break it, run one after the other."""
     for item in items:
