@@ -19,12 +19,10 @@ MONGO_KINDS = servers.available()
 _numbers = itertools.count()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
+def pytest_itemcollected(item):
     """Tests that share the one-machine Slurm, and break it, run one after the other."""
-    for item in items:
-        if item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+    if item.get_closest_marker("slurm"):
+        item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
