@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pymongo
 import pytest
@@ -19,10 +22,17 @@ MONGO_KINDS = servers.available()
 _numbers = itertools.count()
 
 
-def pytest_itemcollected(item):
-    """Tests that share the one-machine Slurm, and break it, run one after the other."""
-    if item.get_closest_marker("slurm"):
-        item.add_marker(pytest.mark.xdist_group("slurm"))
+@pytest.fixture(autouse=True)
+def one_at_a_time(request):
+    """Tests that share the one-machine Slurm, and break it, wait for each other: with pytest 9
+    the groups of pytest-xdist do not hold, so a lock between its processes does it."""
+    if not request.node.get_closest_marker("slurm"):
+        yield
+        return
+    path = Path(tempfile.gettempdir()) / f"assay-slurm-tests-{os.getuid()}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
