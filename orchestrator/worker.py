@@ -98,10 +98,7 @@ def main(options: Options) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = options.cuda_visible
     elif os.environ.get("SUBMITIT_EXECUTOR") == "local":
         os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-    url = options.store
-    if url.startswith("/"):
-        url = Path(url).read_text().strip()
-    queue = Queue(open_store(url), options.collection)
+    queue = _queue(options)
     done = 0
     while True:  # once for each state of the code that experiments want
         worker = Worker(queue, options, sources.wanted(queue, Path(options.home)))
@@ -110,11 +107,29 @@ def main(options: Options) -> int:
             return done
 
 
+def _queue(options: Options) -> Queue:
+    """The sweep's queue; a store with a password is named by a private file that holds its URL."""
+    url = options.store
+    if url.startswith("/"):
+        url = Path(url).read_text().strip()
+    return Queue(open_store(url), options.collection)
+
+
+def _task(claim: Claim, code: str) -> dict[str, Any]:
+    """What a process needs to know to run an experiment with the code in a folder."""
+    seml = claim.document["seml"]
+    return {
+        "config": claim.document["config"],
+        "executable": seml["executable"],
+        "working_dir": seml["working_dir"],
+        "code": code,
+    }
+
+
 def debug(options: Options) -> int:
     """Run what waits in this very process, one experiment after the other, from the working tree:
     output on the terminal, breakpoints and the debugger as usual. Returns how many were run."""
-    url = Path(options.store).read_text().strip() if options.store[0] == "/" else options.store
-    queue = Queue(open_store(url), options.collection)
+    queue = _queue(options)
     me = liveness.register(queue.store, options.collection, 1)
     ended = threading.Event()
 
@@ -137,13 +152,7 @@ def debug(options: Options) -> int:
 
 def _debug_one(queue: Queue, claim: Claim, options: Options) -> bool:
     spool = Spool.create(Path(options.home), queue, claim)
-    seml = claim.document["seml"]
-    task = {
-        "config": claim.document["config"],
-        "executable": seml["executable"],
-        "working_dir": seml["working_dir"],
-        "code": seml["working_dir"],
-    }
+    task = _task(claim, claim.document["seml"]["working_dir"])
     folder, path = os.getcwd(), list(sys.path)
     try:
         _run(task, spool.path, NoLeases(), options)
@@ -278,16 +287,8 @@ class Worker:
             raise
         self.children.append(child)
         with suppress(BrokenPipeError):  # a spare that died; its end is noticed like any other
-            child.pipe.send(
-                {
-                    "id": claim.id,
-                    "config": claim.document["config"],
-                    "executable": claim.document["seml"]["executable"],
-                    "working_dir": claim.document["seml"]["working_dir"],
-                    "code": str(self._code(claim.document)),
-                    "spool": str(child.spool.path),
-                }
-            )
+            task = _task(claim, str(self._code(claim.document)))
+            child.pipe.send({**task, "spool": str(child.spool.path)})
         log.info("experiment %s, attempt %s", claim.id, claim.attempt)
         if len(self.spares) < 1:
             self._add_spare()
