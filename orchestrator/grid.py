@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import gc
 import hashlib
 import json
 import logging
@@ -63,11 +64,16 @@ def read(path: str | Path) -> Grid:
     if not isinstance(block, dict):
         raise GridError(f"{path}: a `seml:` block with an `executable:` is missing")
     working_dir, study = _executable(path, block)
+    collecting = gc.isenabled()
+    gc.disable()  # hundreds of thousands of small objects, none of them garbage: an eighth faster
     try:
         unresolved = _expand(path, content)
         configs = _resolve(path, study, block, working_dir, unresolved)
     except StudyError as error:
         raise GridError(f"{path}: {error}") from error
+    finally:
+        if collecting:
+            gc.enable()
     seml = _seml_document(path, block, working_dir)
     slurm = _slurm_documents(path, content.get("slurm"))
     git = _git(working_dir)

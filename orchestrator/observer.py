@@ -21,6 +21,7 @@ import gzip
 import json
 import logging
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -36,6 +37,7 @@ from sacred.serializer import flatten
 from experiments.artifacts import write_atomically
 from orchestrator import settings
 from orchestrator.queue import COMPLETED, FAILED, INTERRUPTED, Claim, Queue
+from orchestrator.usage import usage
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class SpoolObserver(RunObserver):
         (spool / "files").mkdir(exist_ok=True, mode=0o700)
         self._info: dict[str, Any] = {}
         self._files: list[dict[str, Any]] = []
+        self._started = time.monotonic()
 
     def started_event(
         self,
@@ -104,7 +107,11 @@ class SpoolObserver(RunObserver):
     def _final(self, status: str, fields: dict[str, Any]) -> None:
         final = {
             "status": status,
-            "fields": {**fields, "info": flatten(dict(self._info))},
+            "fields": {
+                **fields,
+                "info": flatten(dict(self._info)),
+                "stats": usage(time.monotonic() - self._started),
+            },
             "files": self._files,
         }
         write_atomically(self.spool / "final.bson", _encode(final))

@@ -53,6 +53,10 @@ def test_documents_have_what_sacred_and_omniboard_read(assay, trivial):
     document = Sweep("trivial").store.find_one("trivial", {"_id": 1})
     assert document["format"].startswith("MongoObserver")
     assert document["host"]["hostname"]
+    used = document["stats"]
+    assert 0 < used["real_time"] < 60
+    assert 0 < used["self"]["user_time"] + used["self"]["system_time"] < 60
+    assert 2**20 < used["self"]["max_memory_bytes"] < 2**34
     assert document["captured_out"].count("number 0") == 1
     (metric,) = document["info"]["metrics"]
     stored = Sweep("trivial").store.find_one("metrics", {"_id": metric["id"]})
