@@ -184,6 +184,15 @@ def write_atomically(path: Path, *pieces: bytes) -> None:
         raise
 
 
+def read_header(path: Path) -> dict[str, Any] | None:
+    """What an artifact's file says of itself; None if it is gone or cannot be trusted."""
+    try:
+        with path.open("rb") as file:
+            return _read_header(file, path)
+    except (OSError, CorruptArtifact):
+        return None
+
+
 def _read_header(file: Any, path: Path) -> dict[str, Any]:
     if file.readline(len(MAGIC)) != MAGIC:
         raise CorruptArtifact(f"{path}: not an artifact of this version")

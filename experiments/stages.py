@@ -6,6 +6,10 @@
     trained = train(data=generate(spec=...), model={...}, seed=0)   # an Artifact
     trained.value                                                   # loaded when asked for
 
+Results of one stage that are cheaper computed together than one by one keep a key each:
+
+    maps = attributed.together([{"method": "gradient", ...}, {"method": "grad_cam", ...}], work)
+
 The key of a result is the SHA-256 of the stage's name and version, its parameters in canonical
 JSON, the keys of the artifacts it was given, and the device policy where that changes results.
 Whoever needs a result takes a lease on its key, computes and stores it; the others wait for the
@@ -22,7 +26,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -55,6 +59,10 @@ def request_stop(*_: object) -> None:
     """
     global _stop_requested
     _stop_requested = True
+
+
+class Planned(Exception):
+    """The plan ends here: the rest depends on a value that has not been computed."""
 
 
 class Leases(Protocol):
@@ -93,13 +101,15 @@ class Runtime:
     """Where stages run: the artifact store, the leases, the device, and what was done so far.
 
     A stage that takes checkpoints takes one every `checkpoint_seconds`; the default is
-    `$ASSAY_CHECKPOINT_SECONDS`, else 30.
+    `$ASSAY_CHECKPOINT_SECONDS`, else 30. With `planning` nothing is computed or loaded: a stage
+    notes its key in the history, and a look at its value raises `Planned`.
     """
 
     artifacts: ArtifactStore
     leases: Leases = field(default_factory=NoLeases)
     device: str = "cpu"
     history: list[dict[str, Any]] = field(default_factory=list)
+    planning: bool = False
     checkpoint_seconds: float = field(default_factory=_checkpoint_seconds)
 
     def summary(self) -> dict[str, dict[str, float]]:
@@ -294,15 +304,90 @@ def stage(version: str, *, device: bool = True) -> Callable[[Callable[..., Any]]
     def decorate(function: Callable[..., Any]) -> Callable[..., Artifact]:
         name = function.__name__
 
-        @wraps(function)
-        def call(**arguments: Any) -> Artifact:
+        def computation(arguments: dict[str, Any]) -> _Computation:
             run = runtime()
             key = key_of(name, version, arguments, run.device if device else None)
-            return _Computation(run, name, version, key, function, arguments).artifact()
+            return _Computation(run, name, version, key, function, arguments)
 
+        @wraps(function)
+        def call(**arguments: Any) -> Artifact:
+            return computation(arguments).artifact()
+
+        def together(
+            calls: Sequence[dict[str, Any]],
+            work: Callable[[list[int]], Iterable[Any]],
+            *,
+            group: int | None = None,
+        ) -> list[Artifact]:
+            """The artifacts of several calls, whose missing ones are computed together.
+
+            `work(missing)` gives the values of these calls (positions in `calls`), in order; it
+            is called once, or for at most `group` of them at a time, and each time can go on from
+            a `checkpoint()`. What another worker is computing is left to it. Call by call, the
+            values are those of the stage's function, which computes what is found to be broken
+            later.
+            """
+            return _together([computation(arguments) for arguments in calls], work, group)
+
+        call.together = together  # type: ignore[attr-defined]
         return call
 
     return decorate
+
+
+def _together(
+    calls: list[_Computation], work: Callable[[list[int]], Iterable[Any]], group: int | None
+) -> list[Artifact]:
+    ours: list[int] = []
+    done: dict[str, Artifact] = {}
+    leased: set[str] = set()
+    try:
+        for position, call in enumerate(calls):
+            if call.run.planning or call.key in leased or call.exists():
+                continue
+            _refuse_to_begin(call)
+            if call.run.leases.acquire(call.key):
+                leased.add(call.key)
+                if not call.exists():  # finished between the look and the lease
+                    ours.append(position)
+        size = group or len(ours) or 1
+        for start in range(0, len(ours), size):
+            part = ours[start : start + size]
+            _refuse_to_begin(calls[part[0]])
+            for position, artifact in zip(part, _computed(calls, part, work), strict=True):
+                key = calls[position].key
+                done[key] = artifact
+                leased.discard(key)
+                calls[0].run.leases.release(key)
+    finally:
+        for key in leased:
+            calls[0].run.leases.release(key)
+    return [done.get(call.key) or call.artifact() for call in calls]
+
+
+def _computed(
+    calls: list[_Computation], part: list[int], work: Callable[[list[int]], Iterable[Any]]
+) -> list[Artifact]:
+    """Some of the calls, computed in one go; each is noted with its even share of the time."""
+    first = calls[part[0]]
+    key = hashlib.sha256("".join(calls[position].key for position in part).encode()).hexdigest()
+    with first.checkpoint(key) as checkpoint:
+        started = time.perf_counter()
+        values = list(work(part))
+        seconds = (time.perf_counter() - started) / len(part)
+    in_all = seconds + checkpoint.spent / len(part)
+    artifacts = [
+        calls[position].store(value, seconds, in_all)
+        for position, value in zip(part, values, strict=True)
+    ]
+    if all(calls[position].exists() for position in part):
+        checkpoint.delete()
+    return artifacts
+
+
+def _refuse_to_begin(call: _Computation) -> None:
+    if _stop_requested:
+        raise Interrupted(f"asked to stop before {call.name} {call.key[:12]}")
 
 
 @dataclass
@@ -314,14 +399,19 @@ class _Computation:
     function: Callable[..., Any]
     arguments: dict[str, Any]
 
+    def exists(self) -> bool:
+        return self.run.artifacts.path(self.name, self.key).exists()
+
     def artifact(self) -> Artifact:
         """Found, or computed under a lease, or awaited from the one who computes it."""
+        if self.run.planning:
+            self._note(found=self.exists(), seconds=0.0)
+            return Artifact(self.name, self.key, self._unplanned)
         path = self.run.artifacts.path(self.name, self.key)
         pause = POLL_SECONDS[0]
         waited = False
         while not path.exists():
-            if _stop_requested:
-                raise Interrupted(f"asked to stop before {self.name} {self.key[:12]}")
+            _refuse_to_begin(self)
             if self.run.leases.acquire(self.key):
                 try:
                     if path.exists():  # finished between the look and the lease
@@ -337,6 +427,19 @@ class _Computation:
         self._note(found=True, seconds=0.0)
         return Artifact(self.name, self.key, self._load)
 
+    def _unplanned(self) -> Any:
+        raise Planned(self.name)
+
+    @contextmanager
+    def checkpoint(self, key: str) -> Iterator[Checkpoint]:
+        """That of what is computed inside the block, under the key of a result, or of several."""
+        current = Checkpoint(self.run.artifacts, self.name, key, self.run.checkpoint_seconds)
+        token = _checkpoint.set(current)
+        try:
+            yield current
+        finally:
+            _checkpoint.reset(token)
+
     def _load(self) -> Any:
         try:
             return self.run.artifacts.load(self.name, self.key)
@@ -347,25 +450,25 @@ class _Computation:
     def _compute(self) -> Artifact:
         started = time.perf_counter()
         values = {k: v.value if isinstance(v, Artifact) else v for k, v in self.arguments.items()}
-        checkpoint = Checkpoint(
-            self.run.artifacts, self.name, self.key, self.run.checkpoint_seconds
-        )
-        token = _checkpoint.set(checkpoint)
-        try:
+        with self.checkpoint(self.key) as checkpoint:
             value = self.function(**values)
-        finally:
-            _checkpoint.reset(token)
         seconds = time.perf_counter() - started
+        artifact = self.store(value, seconds, checkpoint.spent + seconds)
+        if self.exists():
+            checkpoint.delete()
+        return artifact
+
+    def store(self, value: Any, seconds: float, in_all: float) -> Artifact:
+        """Keep a value that took `seconds` here, and `in_all` with interrupted attempts."""
         header = {
             "version": self.version,
             "parameters": {k: v for k, v in self.arguments.items() if not isinstance(v, Artifact)},
             "inputs": {k: v.key for k, v in self.arguments.items() if isinstance(v, Artifact)},
             "device": self.run.device,
-            "seconds": checkpoint.spent + seconds,
+            "seconds": in_all,
         }
         try:
             self.run.artifacts.save(self.name, self.key, value, header)
-            checkpoint.delete()
         except OSError as error:
             # The value is good even where it cannot be kept: finish the experiment with it.
             log.error(
@@ -378,6 +481,12 @@ class _Computation:
         return Artifact(self.name, self.key, lambda: value)
 
     def _note(self, *, found: bool, seconds: float) -> None:
-        self.run.history.append(
-            {"stage": self.name, "key": self.key, "found": found, "seconds": seconds}
-        )
+        event = {"stage": self.name, "key": self.key, "found": found, "seconds": seconds}
+        if self.run.planning:
+            event["named"] = names_of(self.arguments)
+        self.run.history.append(event)
+
+
+def names_of(parameters: Mapping[str, Any]) -> list[str]:
+    """The names of the components (methods, models, scores) in a stage's parameters."""
+    return [v["name"] for v in parameters.values() if isinstance(v, dict) and "name" in v]

@@ -15,7 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.artifacts import MAGIC, ArtifactStore, CorruptArtifact
-from experiments.stages import Runtime, canonical, key_of, runtime, stage, using
+from experiments.stages import (
+    Planned,
+    Runtime,
+    canonical,
+    checkpoint,
+    key_of,
+    runtime,
+    stage,
+    using,
+)
 
 calls: list[dict] = []
 
@@ -236,3 +245,113 @@ def test_without_a_runtime_artifacts_go_home(tmp_path, monkeypatch):
         return runtime().artifacts.root
 
     assert copy_context().run(fresh) == Path(tmp_path) / "artifacts"
+
+
+def work_on(numbers):
+    """What computes several results in one go, and a record of how often it did."""
+    rounds: list[list[int]] = []
+
+    def work(missing):
+        rounds.append(missing)
+        return [{"value": torch.tensor([2.0 * numbers[p]]), "note": "jointly"} for p in missing]
+
+    return work, rounds
+
+
+def test_together_computes_only_what_is_missing_and_each_result_is_its_own_artifact(run):
+    doubled(number=1)
+    numbers = [1, 2, 3, 2]  # one is there, one is asked for twice
+    work, rounds = work_on(numbers)
+    found = doubled.together([{"number": number} for number in numbers], work)
+    assert rounds == [[1, 2]]
+    assert [artifact.value["value"].item() for artifact in found] == [2.0, 4.0, 6.0, 4.0]
+    assert doubled(number=3).value["note"] == "jointly"  # the key of the single call
+    again, rounds = work_on(numbers)
+    doubled.together([{"number": number} for number in numbers], again)
+    assert rounds == []
+
+
+def test_together_leaves_to_others_what_they_compute(run):
+    class Busy:
+        """Another worker has the lease on one key, and finishes while we compute the rest."""
+
+        def acquire(self, key):
+            return key != theirs.key or theirs_done
+
+        def release(self, key):
+            released.append(key)
+
+    released: list[str] = []
+    with using(Runtime(ArtifactStore(run.artifacts.root.parent / "elsewhere"))):
+        theirs = doubled(number=2)
+    theirs_done = False
+
+    def work(missing):
+        nonlocal theirs_done
+        with using(Runtime(run.artifacts)):
+            doubled(number=2)
+        theirs_done = True
+        return [{"value": torch.tensor([2.0]), "note": "ours"} for _ in missing]
+
+    run.leases = Busy()
+    one, two = doubled.together([{"number": 1}, {"number": 2}], work)
+    assert (one.value["note"], two.value["note"]) == ("ours", "twice")
+    assert one.key in released
+
+
+def test_leases_are_given_back_when_joint_work_fails(run):
+    held: set[str] = set()
+
+    class Leased:
+        def acquire(self, key):
+            held.add(key)
+            return True
+
+        def release(self, key):
+            held.discard(key)
+
+    run.leases = Leased()
+    with pytest.raises(RuntimeError, match="no luck"):
+        doubled.together([{"number": 1}, {"number": 2}], fails)
+    assert held == set()
+
+
+def fails(missing):
+    raise RuntimeError("no luck")
+
+
+def test_a_plan_notes_keys_and_computes_nothing(run):
+    there = doubled(number=1)
+    calls.clear()
+    with using(Runtime(run.artifacts, planning=True)) as plan:
+        total = summed(left=doubled(number=1), right=doubled(number=2), weight=1.0)
+        with pytest.raises(Planned):
+            _ = total.value
+    assert calls == []
+    assert [(e["stage"], e["found"]) for e in plan.history] == [
+        ("doubled", True), ("doubled", False), ("summed", False),
+    ]  # fmt: skip
+    assert plan.history[0]["key"] == there.key
+    assert summed(left=doubled(number=1), right=doubled(number=2), weight=1.0).key == total.key
+
+
+def test_together_in_groups_keeps_each_group_and_its_checkpoint(run):
+    numbers = [1, 2, 3, 4, 5]
+    rounds = []
+
+    def work(missing):
+        saved = checkpoint().load()
+        rounds.append((missing, saved))
+        if missing == [2, 3] and saved is None:
+            checkpoint().save("half way")
+            raise RuntimeError("no luck")
+        return [{"value": torch.tensor([2.0 * numbers[p]]), "note": "ours"} for p in missing]
+
+    calls = [{"number": number} for number in numbers]
+    with pytest.raises(RuntimeError, match="no luck"):
+        doubled.together(calls, work, group=2)
+    assert len(list(run.artifacts.entries("doubled"))) == 2  # the first group
+    found = doubled.together(calls, work, group=2)
+    assert [a.value["value"].item() for a in found] == [2, 4, 6, 8, 10]
+    assert rounds == [([0, 1], None), ([2, 3], None), ([2, 3], "half way"), ([4], None)]
+    assert not list(run.artifacts.root.glob("*/??/*.checkpoint"))
