@@ -25,6 +25,10 @@ else:
     torch = lazy.load("torch")
 
 
+# A sample's stable index; a copy of a sample, such as its s-th noisy one, is (index, s).
+Index = int | tuple[int, ...]
+
+
 def _digest(*parts: Any) -> bytes:
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).digest()
@@ -47,9 +51,11 @@ class SampleGenerators:
         purpose: what the numbers are for; two purposes never share numbers.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], purpose: str) -> None:
+    def __init__(self, seed: int, indices: Sequence[Index], purpose: str) -> None:
         self.seed = int(seed)
-        self.indices = [int(index) for index in indices]
+        self.indices: list[Index] = [
+            tuple(map(int, index)) if isinstance(index, tuple) else int(index) for index in indices
+        ]
         self.purpose = purpose
         self._draws = 0
 

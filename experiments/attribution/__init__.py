@@ -15,11 +15,20 @@ Importing this package, listing methods and checking their parameters import no 
 
 # Importing them registers their methods.
 from experiments.attribution import (  # noqa: F401
+    attention_methods,
+    backprop_rules,
     cam_methods,
-    captum_methods,
     controls,
-    shap_methods,
-    zennit_methods,
+    deeplift,
+    gradient_methods,
+    label_free,
+    lrp_methods,
+    lrp_presets,
+    mask_learning,
+    path_methods,
+    perturbation_methods,
+    shapley_methods,
+    smoothing,
 )
 from experiments.attribution.driver import attribute
 from experiments.attribution.registry import KINDS, Method, method, methods, resolve

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Literal
 from experiments import lazy
 from experiments.attribution.registry import method
 from experiments.randomness import SampleGenerators
+from experiments.specs import Positive
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from experiments.attribution import edges
     from experiments.data.dataset import Truth
 else:
     torch = lazy.load("torch")
+    edges = lazy.load("experiments.attribution.edges")
 
 
 @method("random", library="assay", family="control", passes="0", stochastic=True)
@@ -58,6 +61,72 @@ def input_only(
 ) -> Tensor:
     """The input itself, without a look at the model."""
     return x.abs() if absolute else x
+
+
+@method("sobel", library="assay", family="control", passes="0", source="Sobel & Feldman 1968")
+def sobel(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    *,
+    baseline: Tensor,
+    generator: SampleGenerators,
+    absolute: bool = False,
+    direction: Literal["both", "horizontal", "vertical"] = "both",
+    channels: Literal["mean", "each"] = "mean",
+    size: Literal[3, 5] = 3,
+    border: Literal["mirror", "repeat"] = "mirror",
+) -> Tensor:
+    """Edges of the input: Sobel's differences, smoothed across (not normalised).
+
+    With g_x, g_y along the last and the second to last axis: g_x or g_y for one direction and
+    their sum for both; `absolute`: |g_x|, |g_y| or √(g_x² + g_y²). Along T of series [C, T] and D
+    of inputs [D] there is g_x only. Of the mean of the channels, the same for each, or of each
+    channel. Beyond the border the input is mirrored at its last element or repeats it.
+
+    |Sobel| of ROAR is absolute=True. SMERF's "Edge" is 1 minus the mean over channels of
+    direction="horizontal", channels="each", size=5, scaled to [0, 1].
+    Raises ValueError for "vertical" without a second axis.
+    """
+    return edges.sobel(x, absolute, direction, channels, size, border)
+
+
+@method("laplace", library="assay", family="control", passes="0", source="Marr & Hildreth 1980")
+def laplace(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    *,
+    baseline: Tensor,
+    generator: SampleGenerators,
+    absolute: bool = False,
+    channels: Literal["mean", "each"] = "mean",
+    border: Literal["mirror", "repeat"] = "mirror",
+) -> Tensor:
+    """Second differences of the input, summed over its axes of positions; or their size.
+
+    x_{i−1} − 2 x_i + x_{i+1} along each axis; channels and border as for sobel.
+    """
+    found = edges.laplace(x, channels, border)
+    return found.abs() if absolute else found
+
+
+@method("center_gaussian", library="assay", family="control", passes="0")
+def center_gaussian(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    *,
+    baseline: Tensor,
+    generator: SampleGenerators,
+    sigma: Positive = 0.25,
+) -> Tensor:
+    """exp(−d² / 2 sigma²), d the distance from the centre with each axis of length 1.
+
+    The prior that objects are in the middle of pictures; all channels are alike, and so are all
+    samples. In (0, 1].
+    """
+    return edges.center_gaussian(x, sigma)
 
 
 @method("oracle", library="assay", family="control", passes="0", needs_truth=True)

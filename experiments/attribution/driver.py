@@ -5,32 +5,36 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from experiments import lazy
 from experiments.attribution.registry import Method, resolve
-from experiments.randomness import SampleGenerators, derive_seed, isolated_rng
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from experiments.attribution.batch import Batch
     from experiments.data.dataset import Truth
+    from experiments.models import structure
 else:
     torch = lazy.load("torch")
+    structure = lazy.load("experiments.models.structure")
 
 
 def attribute(
     spec: str | Mapping[str, Any],
     model: nn.Module,
     x: Tensor,
-    target: Tensor,
+    target: Tensor | int,
     *,
-    baseline: Tensor | None = None,
+    baseline: Tensor | float | None = None,
     seed: int = 0,
     indices: Sequence[int] | None = None,
     truth: Truth | None = None,
-    batch_size: int = 256,
+    background: Tensor | None = None,
+    batch_size: int | None = None,
+    precision: Literal["full", "bfloat16"] = "full",
 ) -> Tensor:
     """The maps of a method: float32, raw and signed, of the shape and on the device of `x`.
 
@@ -40,63 +44,107 @@ def attribute(
     Args:
         spec: name of a method, or a mapping with its name and parameters.
         x: inputs [N, ...].
-        target: class to explain, [N].
-        baseline: what an absent input looks like, broadcastable to x[i]; zeros by default.
+        target: what to explain: a class for all, classes int64 [N], weights of the outputs
+            float [N, K] (see `passes.selected`), or several classes per sample, int64 [N, T]:
+            then the maps are [N, T, ...], and what does not depend on the class runs once.
+        baseline: what an absent input looks like, a number or broadcastable to x[i]; zeros by
+            default.
         seed, indices: the random numbers of sample i are those of (seed, indices[i]); by default
             the indices are 0, 1, ...
         truth: what is known of the N samples, for methods that need it.
+        background: samples [M, ...] that stand for the data, for `reference: data`.
+        batch_size: samples at a time; by default what suits the model and the device.
+        precision: "bfloat16" runs a copy of the model in that precision, once a first part of
+            the maps ranks the inputs as in full precision; see `precision.attribute_bfloat16`.
 
     Raises:
         ValueError: unknown method or parameter; a method that does not apply to this kind of
             model or lacks the truth it needs; a map of the wrong shape, or with NaN or infinity.
     """
-    found, parameters = resolve(spec)
-    _check(found, model, x, target, truth)
+    if precision == "bfloat16":
+        from experiments.attribution.precision import attribute_bfloat16
+
+        return attribute_bfloat16(
+            spec, model, x, target, baseline=baseline, seed=seed, indices=indices, truth=truth,
+            background=background, batch_size=batch_size,
+        )  # fmt: skip
+    found, _ = resolve(spec)
+    if isinstance(target, int):
+        target = torch.full((len(x),), target)
+    check(found, model, x, target, truth)
+    several = target.ndim == 2 and not target.is_floating_point()
+    shape = (len(x), target.shape[1], *x.shape[1:]) if several else x.shape
+    maps = torch.empty(shape, dtype=torch.float32, device=x.device)
+    with untouched(model):
+        for rows, batch in batches(
+            model, x, target, baseline=baseline, seed=seed, indices=indices, truth=truth,
+            background=background, batch_size=batch_size,
+        ):  # fmt: skip
+            if several:
+                parts = [one.maps(spec) for one in batch.each(batch.target)]
+                maps[rows] = torch.stack(parts, 1).to(maps)
+            else:
+                maps[rows] = batch.maps(spec).to(maps)
+    refuse_broken(found.name, maps, indices or range(len(x)))
+    return maps
+
+
+def batches(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    *,
+    baseline: Tensor | float | None = None,
+    seed: int = 0,
+    indices: Sequence[int] | None = None,
+    truth: Truth | None = None,
+    background: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Iterator[tuple[slice, Batch]]:
+    """The samples in batches, as `attribute` takes them, each with the rows it holds.
+
+    Raises ValueError if the numbers of samples and of indices differ.
+    """
+    from experiments.attribution.batch import Batch
+    from experiments.passes import rows_per_pass
+
     indices = range(len(x)) if indices is None else [int(index) for index in indices]
     if len(indices) != len(x):
         raise ValueError(f"attribute: {len(x)} samples but {len(indices)} indices")
-
     parameter = next(model.parameters(), None)
     inputs = x.detach().to(x if parameter is None else parameter)
-    classes = target.to(inputs.device)
+    where = target.to(inputs.device if not target.is_floating_point() else inputs)
     zeros = inputs.new_zeros(inputs.shape[1:])
-    base = zeros if baseline is None else baseline.detach().to(inputs).expand_as(zeros)
-    generators = SampleGenerators(seed, indices, f"attribution/{found.name}")
+    if isinstance(baseline, (int, float)):
+        base = zeros + baseline
+    else:
+        base = zeros if baseline is None else baseline.detach().to(inputs).expand_as(zeros)
+    of_model: dict[Any, Any] = {}
+    size = batch_size or (rows_per_pass(model, inputs) if len(inputs) else 1)
+    for start in range(0, len(x), size):
+        rows = slice(start, start + size)
+        yield rows, Batch(
+            model, inputs[rows], where[rows], baseline=base, seed=seed, indices=indices[rows],
+            truth=rows_of(truth, rows), of_model=of_model,
+            background=None if background is None else background.to(inputs),
+        )  # fmt: skip
 
-    maps = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    with _untouched(model), isolated_rng(derive_seed("attribution", found.name, seed)):
-        for start in range(0, len(x), batch_size):
-            rows = slice(start, start + batch_size)
-            known = {"truth": _rows_of(truth, rows)} if found.needs_truth else {}
-            batch = inputs[rows].clone()
-            result = found.function(
-                model,
-                batch,
-                classes[rows],
-                baseline=base,
-                generator=generators.subset(rows),
-                **known,
-                **parameters,
-            )
-            if result.shape != batch.shape:
-                raise ValueError(
-                    f"method {found.name!r} returned shape {tuple(result.shape)} "
-                    f"for inputs of shape {tuple(batch.shape)}"
-                )
-            maps[rows] = result.detach().to(maps)
+
+def refuse_broken(name: str, maps: Tensor, indices: Sequence[int]) -> None:
+    """Raises ValueError if a map [N, ...] has NaN or infinity, naming the method and a sample."""
     broken = ~maps.flatten(1).isfinite().all(1)
     if broken.any():
         first = indices[int(broken.nonzero()[0])]
         raise ValueError(
-            f"method {found.name!r} gave NaN or infinity for sample {first} "
-            f"({int(broken.sum())} of {len(x)} samples)"
+            f"method {name!r} gave NaN or infinity for sample {first} "
+            f"({int(broken.sum())} of {len(maps)} samples)"
         )
-    return maps
 
 
-def _check(found: Method, model: nn.Module, x: Tensor, target: Tensor, truth: Truth | None) -> None:
-    kind = getattr(model, "kind", None)
-    if not found.applies_to(str(kind)):
+def check(found: Method, model: nn.Module, x: Tensor, target: Tensor, truth: Truth | None) -> None:
+    """Raises ValueError if a method cannot explain these samples of this model."""
+    kind = structure.kind_of(model)
+    if not found.applies_to(kind):
         raise ValueError(
             f"method {found.name!r} does not apply to a model of kind {kind!r}; "
             f"it applies to: {', '.join(sorted(found.models))}"
@@ -114,7 +162,7 @@ def _check(found: Method, model: nn.Module, x: Tensor, target: Tensor, truth: Tr
         )
 
 
-def _rows_of(truth: Truth | None, rows: slice) -> Truth | None:
+def rows_of(truth: Truth | None, rows: slice) -> Truth | None:
     """The truth about some of the samples."""
     if truth is None:
         return None
@@ -122,7 +170,7 @@ def _rows_of(truth: Truth | None, rows: slice) -> Truth | None:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Eval mode and frozen parameters inside; modes, flags and gradients as before afterwards.
 
     Without the freezing, every backward pass would compute gradients of the weights as well.

@@ -15,11 +15,13 @@ from experiments import specs
 from experiments.messages import unknown
 from experiments.specs import Parameter
 
-KINDS = frozenset({"cnn", "transformer"})
+KINDS = frozenset({"cnn", "mlp", "transformer"})
+RECTIFIED = frozenset({"cnn", "mlp"})  # networks of layers and activations, without attention
+SPATIAL = frozenset({"cnn", "transformer"})  # networks with features that have a place
 ENTRY_POINTS = "assay.methods"
 
-# What the driver passes to every method (`truth` only to those that need it).
-GIVEN = frozenset({"baseline", "generator", "truth"})
+# What the driver passes to methods (`truth` and `batch` only to those that name them).
+GIVEN = frozenset({"baseline", "generator", "truth", "batch"})
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,15 @@ class Method:
 
     Attributes:
         function: `function(model, x[B, ...], target[B], *, baseline, generator, **parameters)`,
-            and `truth` if it needs it; returns a raw, signed map [B, ...].
-        library: who computes it: "captum", "grad-cam", "shap", "zennit" or "assay".
-        family: "gradient", "cam", "lrp", "perturbation" or "control".
+            and `truth` or `batch` if it names them; returns a raw, signed map [B, ...].
+        library: who computes it: "assay", or the library that is called.
+        peer: the library that has it too, and whose values the tests hold it to: "captum",
+            "grad-cam", "shap" or "zennit"; empty if none has it.
+        family: "gradient", "cam", "lrp", "attention", "perturbation", "wrapper" or "control".
         models: kinds of model it applies to.
         passes: cost per sample, F a forward pass and FB a forward and backward pass.
+        aliases: other names it is known by; rows carry `name`.
+        source: the paper, as "Authors year".
     """
 
     name: str
@@ -44,6 +50,15 @@ class Method:
     needs_truth: bool
     passes: str
     parameters: Mapping[str, Parameter]
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+    peer: str = ""
+    takes_batch: bool = False
+
+    @property
+    def origin(self) -> str:
+        """Whose numbers these are: the library's that computes it, or "= captum"."""
+        return f"= {self.peer}" if self.peer and self.peer != self.library else self.library
 
     @property
     def summary(self) -> str:
@@ -67,6 +82,7 @@ class Method:
 
 
 _methods: dict[str, Method] = {}
+_aliases: dict[str, str] = {}
 
 
 def method(
@@ -78,6 +94,9 @@ def method(
     models: Collection[str] = KINDS,
     stochastic: bool = False,
     needs_truth: bool = False,
+    aliases: Collection[str] = (),
+    source: str = "",
+    peer: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers a function as a method; the function itself stays what it was.
 
@@ -98,7 +117,12 @@ def method(
             needs_truth=needs_truth,
             passes=passes,
             parameters=specs.parameters_of(function, skip=GIVEN),
+            aliases=tuple(aliases),
+            source=source,
+            peer=peer,
+            takes_batch="batch" in specs.keywords_of(function),
         )
+        _aliases.update(dict.fromkeys(aliases, name))
         return function
 
     return register
@@ -116,6 +140,7 @@ def resolve(spec: str | Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     Raises ValueError, one line, for an unknown name, an unknown parameter or a wrong type.
     """
     name, given = specs.split(spec, "method")
+    name = _aliases.get(name, name)
     if ":" in name:
         found = _adopt(specs.load(name, "method"), name)
     elif name in _methods:
@@ -144,6 +169,7 @@ def _adopt(function: Any, name: str) -> Method:
         needs_truth="truth" in specs.keywords_of(function),
         passes="unknown",
         parameters=specs.parameters_of(function, skip=GIVEN),
+        takes_batch="batch" in specs.keywords_of(function),
     )
 
 

@@ -26,6 +26,7 @@ else:
     torch = lazy.load("torch")
 
 Spec = str | Mapping[str, Any]
+Preset = Literal["fixed", "paper"]
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,16 @@ def andor_cnn(
     layers: Count = 2,
     skip: bool = True,
     batch_norm: bool = True,
-    preset: Literal["fixed"] = "fixed",
+    preset: Preset = "fixed",
 ) -> nn.Module:
-    """Small residual CNN for logical formulas (Schwenke & Atzmueller 2024)."""
+    """Small residual CNN for logical formulas (Schwenke & Atzmueller 2024).
+
+    `preset: paper` is the network that the original code builds: the second convolution of a
+    block has no effect, and `skip` and `batch_norm` concern the first block only.
+    """
     from experiments.models.andor import AndorCNN
 
-    return AndorCNN(inputs, classes, channels, layers, skip, batch_norm)
+    return AndorCNN(inputs, classes, channels, layers, skip, batch_norm, preset == "paper")
 
 
 @architecture("andor_transformer", kind="transformer")
@@ -124,8 +129,13 @@ def andor_transformer(
     feedforward: Positive = 0.5,
     attention_dropout: Probability = 0.0,
     cls: bool = False,
+    preset: Preset = "fixed",
 ) -> nn.Module:
-    """Post-norm transformer encoder for logical formulas (Schwenke & Atzmueller 2024)."""
+    """Post-norm transformer encoder for logical formulas (Schwenke & Atzmueller 2024).
+
+    Both presets are the same network: what the original code has besides is never used (at 8
+    inputs and width 32, 9,600 of 20,962 parameters).
+    """
     from experiments.models.andor import AndorTransformer
 
     return AndorTransformer(

@@ -27,19 +27,35 @@ class ResidualBlock(nn.Module):
 
     [B, C_in, D, 1] -> [B, C_out, D, 1]. Modules stand in the order of the forward pass, each
     batch norm right after its convolution: that is how canonizers find which belong together.
+
+    In the original code (`paper`) the result of the second convolution is dropped, its batch norm
+    is not. Its weight is then `unused`: drawn, never trained, and read by that code's LRP alone
+    (`andor_lrp`). No convolution has a bias there.
     """
 
-    def __init__(self, before: int, after: int, skip: bool, batch_norm: bool) -> None:
+    def __init__(
+        self, before: int, after: int, skip: bool, batch_norm: bool, paper: bool = False
+    ) -> None:
         super().__init__()
 
         def convolution(channels: int, kernel: int) -> nn.Sequential:
-            padding = (kernel // 2, 0)
-            conv = nn.Conv2d(channels, after, (kernel, 1), padding=padding, bias=not batch_norm)
+            padding, bias = (kernel // 2, 0), not (batch_norm or paper)
+            conv = nn.Conv2d(channels, after, (kernel, 1), padding=padding, bias=bias)
+            if paper and kernel > 1:
+                # Drawn as the middle column of a square kernel, all of it that inputs of width 1
+                # and their padding ever meet.
+                with torch.no_grad():
+                    conv.weight /= math.sqrt(kernel)
             return nn.Sequential(conv, nn.BatchNorm2d(after)) if batch_norm else nn.Sequential(conv)
 
         self.first = convolution(before, 3)
         self.first_relu = nn.ReLU()
         self.second = convolution(after, 3)
+        self.unused: nn.Parameter | None = None
+        if paper:
+            weight: Tensor = self.second[0].weight
+            self.unused = nn.Parameter(weight.detach(), requires_grad=False)
+            self.second = self.second[1:]
         self.skip = convolution(before, 1) if skip else None
         self.sum = Sum() if skip else None
         self.last_relu = nn.ReLU()
@@ -54,8 +70,9 @@ class ResidualBlock(nn.Module):
 class AndorCNN(nn.Module):
     """Residual blocks, a 1×1 convolution, and one linear layer on all positions.
 
-    Block b has channels · 2^b channels. Unlike in the original code, the second convolution of a
-    block is used, and `skip` and `batch_norm` hold for every block.
+    Block b has channels · 2^b channels. In the original code (`paper`) the second convolution of a
+    block has no effect, and `skip` and `batch_norm` hold for the first block only: the others
+    have both.
     """
 
     kind = "cnn"
@@ -68,15 +85,15 @@ class AndorCNN(nn.Module):
         layers: int = 2,
         skip: bool = True,
         batch_norm: bool = True,
+        paper: bool = False,
     ) -> None:
         super().__init__()
         sizes = [1, *(channels * 2**block for block in range(layers))]
-        self.blocks = nn.Sequential(
-            *(
-                ResidualBlock(before, after, skip, batch_norm)
-                for before, after in itertools.pairwise(sizes)
-            )
-        )
+        self.blocks = nn.Sequential()
+        for before, after in itertools.pairwise(sizes):
+            later = paper and len(self.blocks) > 0
+            block = ResidualBlock(before, after, skip or later, batch_norm or later, paper)
+            self.blocks.append(block)
         self.last_conv = nn.Conv2d(sizes[-1], sizes[-1], 1, bias=False)
         self.flatten = nn.Flatten()
         self.head = nn.Linear(sizes[-1] * inputs, classes)
@@ -177,9 +194,17 @@ class AndorTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of inputs [B, D]."""
+        return self.read(self.embed(x))
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Tokens [B, L, d] of inputs [B, D]; L is D, or D + 1 with the CLS token."""
         tokens = x[:, :, None] + self.positions
         if self.cls is not None:
             tokens = torch.cat([self.cls.expand(len(x), -1, -1), tokens], 1)
+        return tokens
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Logits [B, C] of tokens."""
         return self.head(self.flatten(self.blocks(tokens)))
 
     @property

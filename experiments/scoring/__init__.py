@@ -4,7 +4,7 @@
     for measurement in nib.measure(maps, Context(x, y, truth=truth)): ...
 
 A score is a name, or a name with parameters. A name with a colon is a plugin: the dotted path of a
-module and a class in it that `@score` decorates. Packages can also name theirs in the entry point
+module and a class in it that `@metric` decorates. Packages can also name theirs in the entry point
 group "assay.scores".
 """
 
@@ -18,13 +18,37 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from experiments.messages import one_line, unknown
-from experiments.scoring import complexity, truth  # noqa: F401  they register their scores
-from experiments.scoring.base import REGISTRY, Context, Measurement, Score, score, spec_of
+from experiments.scoring import (  # noqa: F401  they register their scores
+    axioms,
+    boxes,
+    complexity,
+    consistency,
+    continuity,
+    dca,
+    faithfulness_areas,
+    faithfulness_correlation,
+    faithfulness_curves,
+    faithfulness_infidelity,
+    faithfulness_masking,
+    faithfulness_paths,
+    importance,
+    information,
+    localisation,
+    objects,
+    overlap,
+    randomisation,
+    representation,
+    retraining,
+    robustness,
+    truth,
+)
+from experiments.scoring.base import REGISTRY, Context, Measurement, Score, metric, spec_of
 
 __all__ = [
     "Context",
     "Measurement",
     "Score",
+    "metric",
     "resolve",
     "score",
     "scores",
@@ -68,7 +92,7 @@ def _plugin(path: str) -> type[Score]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"score {path!r} cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Score) and hasattr(cls, "name")):
-        raise ValueError(f"score {path!r} is not a class decorated with @experiments.scoring.score")
+        raise ValueError(f"score {path!r} is not a class decorated with @scoring.metric")
     return cls
 
 
@@ -83,3 +107,10 @@ def _build(cls: type[Score], given: dict[str, Any]) -> Score:
         return TypeAdapter(cls).validate_python(given)
     except ValidationError as error:
         raise ValueError(one_line(f"score {cls.name!r}", error)) from None
+
+
+def score(spec: str | Mapping[str, Any] | Score, maps: Any, x: Any, **known: Any) -> Any:
+    """The measurements of one score of maps [N, ...] of the samples x; see `evaluation.score`."""
+    from experiments import evaluation
+
+    return evaluation.score(spec, maps, x, **known)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from experiments.attribution.batch import Batch
     from experiments.data import Truth
+    from experiments.randomness import SampleGenerators
 
+T = TypeVar("T")
 Direction = Literal["lower", "higher"]
 Facet = str | float | int
 
@@ -24,6 +27,13 @@ class Context:
     x           [N, ...]     the samples           prediction  int64 [N]  the model's classes
     y           int64 [N]    their true classes    indices     their stable ids
     meta        the dataset's facts (`Dataset.meta`)
+    regions     bool [N, O, ...] per role: O objects, each a mask of the samples' spatial shape.
+                The role "relevant" is what a map should point to; studies name others.
+    batch       the model with these samples and the outputs that the maps explain; scores that
+                run the model ask it, and find what others had it compute
+    explain     the method of the maps: `explain(batch)` gives its maps of another batch
+    retrained   int64 [N] per (model, threshold): the classes that a "network" or a "forest" gives
+                after it was trained anew on inputs masked at the threshold
     """
 
     x: Tensor
@@ -33,6 +43,45 @@ class Context:
     meta: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     indices: Sequence[int] = ()
+    regions: Mapping[str, Tensor] = field(default_factory=dict)
+    batch: Batch | None = None
+    explain: Callable[[Batch], Tensor] | None = None
+    retrained: Mapping[tuple[str, Facet], Tensor] = field(default_factory=dict)
+    _memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """`compute()`, remembered for these maps: what several scores of one map share.
+
+        What does not depend on the maps belongs to `batch.once`, which all methods share.
+        """
+        if key not in self._memory:
+            self._memory[key] = compute()
+        return self._memory[key]
+
+    def model_batch(self) -> Batch:
+        """`batch`, of which a score that needs "model" knows that it is there."""
+        assert self.batch is not None
+        return self.batch
+
+    def generator(self, purpose: str) -> SampleGenerators:
+        """Random streams of these samples, e.g. for breaking ties: one per sample and purpose."""
+        from experiments.randomness import SampleGenerators
+
+        indices = self.indices or range(len(self.y))
+        return SampleGenerators(self.seed, indices, f"score/{purpose}")
+
+    def region(self, role: str) -> Tensor:
+        """bool [N, ...]: the union of the objects of a role. Raises ValueError if there is none.
+
+        Where only the truth is known (inputs of a formula), "relevant" is the union of its
+        minimal sufficient sets.
+        """
+        if role in self.regions:
+            return self.regions[role].any(1)
+        if role == "relevant" and self.truth is not None:
+            return self.truth.relevant
+        known = sorted(self.regions)
+        raise ValueError(f"no region {role!r} is known of these samples; known: {known}")
 
 
 @dataclass
@@ -67,11 +116,19 @@ class Measurement:
             headline=headline,
         )
 
+    def state(self) -> dict[str, Any]:
+        """Values that `torch.load(weights_only=True)` reads."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Measurement:
+        return cls(**state)
+
 
 class Score:
     """A base for scores: a frozen dataclass whose fields, all with defaults, are its parameters.
 
-    `@score` sets the class variables. A subclass defines `measure`; one that runs the model also
+    `@metric` sets the class variables. A subclass defines `measure`; one that runs the model also
     says how often in `passes`.
     """
 
@@ -81,6 +138,7 @@ class Score:
     range: ClassVar[tuple[float, float]]
     needs: ClassVar[frozenset[str]]
     summary: ClassVar[str]
+    source: ClassVar[str]
 
     def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
         """Measure raw, signed `maps` [N, D]. Exactly one measurement is the headline.
@@ -99,19 +157,27 @@ S = TypeVar("S", bound=Score)
 REGISTRY: dict[str, type[Score]] = {}
 
 
-def score(
+def metric(
     name: str,
     *,
     family: str,
     direction: Direction,
     range: tuple[float, float],
     needs: Iterable[str] = (),
+    source: str = "",
 ) -> Callable[[type[S]], type[S]]:
     """Make a frozen dataclass a score that configs can name.
 
     needs: "truth" (`Context.truth`), "baseline" (truth with an irrelevant input), "formula"
-    (`meta["formula"]`, gates over inputs). `measure` is only called when they are there and the
-    maps are finite.
+    (`meta["formula"]`, gates over inputs), "region" (`Context.region("relevant")`), "model"
+    (`Context.batch`), "method" (`Context.explain`, and the model). `measure` is only called when
+    they are there and the maps are finite. Words for the reader that a score checks itself:
+    "secondary region", "image" (maps with two spatial axes), "object game"
+    (`meta["object_game"]`), "prediction" and "retraining" (`Context.prediction`, `.retrained`).
+
+    A score that needs the model or the method is called once per batch, gives a value per sample
+    (`Measurement.of`), and its measurements are joined by their facets.
+    source: the paper, as "Authors year".
     """
 
     def register(cls: type[S]) -> type[S]:
@@ -135,7 +201,8 @@ def score(
                 f"{':'.join(where)}; rename one"
             )
         cls.name, cls.family, cls.direction, cls.range = name, family, direction, range
-        cls.needs = frozenset(needs)
+        cls.needs = frozenset(needs) | ({"model"} if "method" in needs else set())
+        cls.source = source
         cls.summary = (cls.__doc__ or "").strip().split("\n")[0]
         cls.measure = _checked(cls.measure)  # type: ignore[method-assign,assignment]
         REGISTRY[name] = cls
@@ -194,6 +261,17 @@ def _check_maps(score: Score, maps: Tensor, context: Context) -> None:
 def _check_needs(score: Score, maps: Tensor, context: Context) -> None:
     if score.needs & {"truth", "baseline"} and context.truth is None:
         raise ValueError(f"score {score.name!r} needs to know the truth, and this dataset has none")
+    if "model" in score.needs and context.batch is None:
+        raise ValueError(f"score {score.name!r} runs the model: give it the model and the targets")
+    if "method" in score.needs and context.explain is None:
+        raise ValueError(
+            f"score {score.name!r} runs the method on other inputs: give it the method, not only "
+            "its maps"
+        )
+    if "region" in score.needs and not context.regions and context.truth is None:
+        raise ValueError(
+            f"score {score.name!r} needs to know where the object is, and this dataset has no masks"
+        )
     if context.truth and maps.shape[1:] != context.truth.irrelevant.shape:
         raise ValueError(
             f"score {score.name!r}: maps of shape {list(maps.shape[1:])} for "

@@ -11,22 +11,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from experiments import lazy
-from experiments.scoring.base import Context, Measurement, Score, score
+from experiments.scoring.base import Context, Measurement, Score, metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from experiments.data import Truth
     from experiments.data.andor import Gate
-    from experiments.scoring import functional as F
+    from experiments.scoring import logic, paper_logic
 else:
-    F = lazy.load("experiments.scoring.functional")
+    logic = lazy.load("experiments.scoring.logic")
+    paper_logic = lazy.load("experiments.scoring.paper_logic")
 
 Ties = Literal["strict", "half", "pessimistic"]
-View = Literal["raw", "abs", "positive"]
-Region = Literal["relevant", "necessary", "used"]
 Threshold = float | Literal["baseline"]
 
+PAPER = "Schwenke & Atzmueller 2024"
 PAPER_THRESHOLDS: tuple[Threshold, ...] = ("baseline", 1.0, 0.8, 0.5)
 
 
@@ -35,20 +35,22 @@ def _truth(context: Context) -> Truth:
     return context.truth
 
 
-def _formula(context: Context) -> tuple[Tensor, Gate]:
+def formula_of(context: Context) -> tuple[Tensor, Gate]:
     """Which inputs are true, bool [N, D], and the formula over them."""
     from experiments.data.andor import Gate
 
+    if "formula" not in context.meta:
+        raise ValueError("this needs a dataset made by a formula, such as andor")
     values = [context.meta["symbols"][i] for i in context.meta["true_indexes"]]
     x = context.x.unsqueeze(-1)
     return (x - x.new_tensor(values)).abs().amin(-1) < 1e-4, Gate.from_json(context.meta["formula"])
 
 
-def _label(threshold: Threshold) -> str:
+def label(threshold: Threshold) -> str:
     return threshold if isinstance(threshold, str) else str(float(threshold))
 
 
-def _per_class(samples: Tensor, y: Tensor) -> list[Measurement]:
+def per_class(samples: Tensor, y: Tensor) -> list[Measurement]:
     """The mean over all samples, the headline, and over those of each class that occurs."""
     return [
         Measurement.of(samples, headline=True, class_="all"),
@@ -56,25 +58,38 @@ def _per_class(samples: Tensor, y: Tensor) -> list[Measurement]:
     ]
 
 
-@score("nib", family="truth", direction="lower", range=(0, 1), needs={"baseline"})
+@metric(
+    "nib", family="truth", direction="lower", range=(0, 1), needs={"baseline"}, source=PAPER
+)
 @dataclass(frozen=True)
 class NIB(Score):
     """Needed information below baseline: an irrelevant input outranks every sufficient set.
 
     Per sample 1 if max over minimal sufficient sets M of min over k in M of s_k is below the
     highest irrelevant score. ties, when the two are equal: "strict" counts 0 (the paper's "<"; a
-    constant map is then perfect), "half" 0.5, "pessimistic" 1. Independent of the order of inputs
-    and of the scale of a map, which the original is not for XOR on top.
+    constant map is then perfect), "half" 0.5, "pessimistic" 1.
+
+    preset "fixed" does not depend on the order of inputs or the scale of a map. "paper" does as
+    the original code: scores below -1 count as -1 (an AND under a XOR in class 0: below 0 as 0),
+    and there the second best true input of an XOR is lost where a better one follows.
     """
 
     ties: Ties = "strict"
+    preset: Literal["fixed", "paper"] = "fixed"
 
     def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
-        samples = F.needed_below_baseline(maps, _truth(context), self.ties)
-        return _per_class(samples, context.y)
+        truth, maps = _truth(context), maps.double()
+        if self.preset == "fixed":
+            needed = logic.strongest_set(maps, truth)
+        else:
+            needed = paper_logic.strongest_set(maps, *formula_of(context), context.y)
+        peak = logic.irrelevant_peak(maps, truth.irrelevant)
+        return per_class(logic.below(needed, peak, self.ties), context.y)
 
 
-@score("gib", family="truth", direction="lower", range=(0, 1), needs={"baseline"})
+@metric(
+    "gib", family="truth", direction="lower", range=(0, 1), needs={"baseline"}, source=PAPER
+)
 @dataclass(frozen=True)
 class GIB(Score):
     """General information below baseline: how often an informative input is outranked.
@@ -97,12 +112,12 @@ class GIB(Score):
         if self.definition == "union":
             counted = truth.relevant.double()
         else:
-            bits, formula = _formula(context)
-            counted = F.speaks_for_class(maps, bits, context.y, formula).double()
+            bits, formula = formula_of(context)
+            counted = paper_logic.speaks_for_class(maps, bits, context.y, formula).double()
             if self.definition == "relevant":
                 counted = counted * ~truth.irrelevant
-        peak = F.irrelevant_peak(maps, truth.irrelevant).unsqueeze(1)
-        wrong = counted * F.below(maps, peak, self.ties)
+        peak = logic.irrelevant_peak(maps, truth.irrelevant).unsqueeze(1)
+        wrong = counted * logic.below(maps, peak, self.ties)
 
         def over(rows: Tensor, label: str) -> Measurement:
             count = counted[rows].sum(0)
@@ -117,10 +132,10 @@ class GIB(Score):
 
 
 @dataclass(frozen=True)
-class _Masking(Score):
+class Masking(Score):
     """Parameters of scores that mask what a map scores low, at several thresholds.
 
-    thresholds, rule, ties: see `functional.kept`. headline: the threshold for rankings.
+    thresholds, rule, ties: see `logic.kept`. headline: the threshold for rankings.
     """
 
     thresholds: tuple[Threshold, ...] = PAPER_THRESHOLDS
@@ -134,12 +149,14 @@ class _Masking(Score):
 
     def kept(self, maps: Tensor, context: Context) -> list[tuple[Threshold, Tensor]]:
         irrelevant = _truth(context).irrelevant
-        return [(t, F.kept(maps, t, irrelevant, self.rule, self.ties)) for t in self.thresholds]
+        return [(t, logic.kept(maps, t, irrelevant, self.rule, self.ties)) for t in self.thresholds]
 
 
-@score("logical_accuracy", family="truth", direction="higher", range=(0, 1), needs={"baseline"})
+@metric(
+    "logical_accuracy", family="truth", direction="higher", range=(0, 1), needs={"baseline"}, source=PAPER
+)
 @dataclass(frozen=True)
-class LogicalAccuracy(_Masking):
+class LogicalAccuracy(Masking):
     """How often the inputs that stay visible decide the class by logic alone.
 
     LogicalAcc of the paper: 1 where they contain a minimal sufficient set. At the threshold
@@ -149,72 +166,46 @@ class LogicalAccuracy(_Masking):
     def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
         return [
             Measurement.of(
-                F.decides(visible, _truth(context)),
+                logic.decides(visible, _truth(context)),
                 headline=t == self.headline,
-                threshold=_label(t),
+                threshold=label(t),
             )
             for t, visible in self.kept(maps, context)
         ]
 
 
-@score(
+@metric(
     "logical_accuracy_statistics",
     family="truth",
     direction="higher",
     range=(0, 1),
     needs={"baseline", "formula"},
+    source=PAPER,
 )
 @dataclass(frozen=True)
-class LogicalAccuracyStatistics(_Masking):
+class LogicalAccuracyStatistics(Masking):
     """How often the class is right that the visible inputs make likely, by the paper's rules.
 
-    LogicalAccStatistics of the paper; no class at all is wrong. See `functional.guess`.
+    LogicalAccStatistics of the paper; no class at all is wrong. See `logic.guess`.
     """
 
     def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
-        bits, formula = _formula(context)
+        bits, formula = formula_of(context)
         return [
             Measurement.of(
-                (F.guess(visible, bits, formula) == context.y).double(),
+                (logic.guess(visible, bits, formula) == context.y).double(),
                 headline=t == self.headline,
-                threshold=_label(t),
+                threshold=label(t),
             )
             for t, visible in self.kept(maps, context)
         ]
 
 
-@score("bayes_accuracy", family="truth", direction="lower", range=(0, 1), needs={"baseline"})
+@metric(
+    "masked_share", family="truth", direction="lower", range=(0, 1), needs={"baseline"}, source=PAPER
+)
 @dataclass(frozen=True)
-class BayesAccuracy(_Masking):
-    """How well the class can be read from masked samples, at best: an exact information test.
-
-    Samples that look the same after masking form a group; the best guess is the majority of its
-    group. Bucket "row" sees the masked sample, bucket "mask" only which inputs are masked: what
-    the mask itself says of the class. `of` is the bucket for rankings; lower means that less of
-    the class leaks into the mask. It is an upper bound for any model retrained on these samples.
-
-    Almost every sample has a mask of its own, so the estimate is high for random maps too:
-    compare with a random control, never with the logical accuracy. It needs discrete inputs.
-    """
-
-    of: Literal["row", "mask"] = "mask"
-
-    def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
-        values, symbols = context.x.flatten(1).unique(return_inverse=True)
-        measurements = []
-        for t, visible in self.kept(maps, context):
-            seen = {"mask": (visible, 2), "row": ((symbols + 1) * visible, len(values) + 1)}
-            for bucket, (codes, sizes) in seen.items():
-                samples = F.majority_correct(F.group(codes, sizes), context.y)
-                headline = t == self.headline and bucket == self.of
-                facets = {"threshold": _label(t), "bucket": bucket}
-                measurements.append(Measurement.of(samples, headline=headline, **facets))
-        return measurements
-
-
-@score("masked_share", family="truth", direction="lower", range=(0, 1), needs={"baseline"})
-@dataclass(frozen=True)
-class MaskedShare(_Masking):
+class MaskedShare(Masking):
     """The share of inputs that a threshold masks ("lasa red" of the paper).
 
     Neither end is good as such: read the other masking scores next to it.
@@ -223,79 +214,7 @@ class MaskedShare(_Masking):
     def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
         return [
             Measurement.of(
-                (~visible).double().mean(1), headline=t == self.headline, threshold=_label(t)
+                (~visible).double().mean(1), headline=t == self.headline, threshold=label(t)
             )
             for t, visible in self.kept(maps, context)
         ]
-
-
-@dataclass(frozen=True)
-class _Localisation(Score):
-    """region: what a map should point to; the inputs in some ("relevant") or all ("necessary")
-    minimal sufficient sets of the sample, or all inputs of the formula ("used"). A sample without
-    such inputs is undefined (NaN) and not counted."""
-
-    region: Region = "relevant"
-
-    def mask(self, context: Context) -> Tensor:
-        truth = _truth(context)
-        if self.region == "relevant":
-            return truth.relevant
-        if self.region == "necessary":
-            return truth.necessary
-        return (~truth.irrelevant).expand(len(truth.pattern), -1)
-
-
-@score("relevance_mass", family="truth", direction="higher", range=(0, 1), needs={"truth"})
-@dataclass(frozen=True)
-class RelevanceMass(_Localisation):
-    """The share of a map's weight that lies in the region (Arras, Osman & Samek 2022).
-
-    view: weight is the positive part of a score ("positive") or its absolute value ("abs"). A map
-    without weight counts as uniform: it gets the share of inputs that the region holds.
-    """
-
-    view: Literal["positive", "abs"] = "positive"
-
-    def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
-        return _per_class(F.mass(F.view(maps, self.view), self.mask(context)), context.y)
-
-
-@score("relevance_rank", family="truth", direction="higher", range=(0, 1), needs={"truth"})
-@dataclass(frozen=True)
-class RelevanceRank(_Localisation):
-    """The share of the k highest inputs that lie in the region of k (Arras et al. 2022).
-
-    Ties get their expected value, so a constant map is at chance wherever the region is.
-    """
-
-    view: View = "raw"
-
-    def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
-        return _per_class(F.top_precision(F.view(maps, self.view), self.mask(context)), context.y)
-
-
-@score("relevance_auc", family="truth", direction="higher", range=(0, 1), needs={"truth"})
-@dataclass(frozen=True)
-class RelevanceAUC(_Localisation):
-    """The chance that an input of the region scores above one outside it (ROC AUC).
-
-    Tied ranks are averaged, so a constant map gets 0.5. Undefined (NaN) where the region is every
-    input.
-    """
-
-    view: View = "raw"
-
-    def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
-        return _per_class(F.ranking_auc(F.view(maps, self.view), self.mask(context)), context.y)
-
-
-@score("pointing_game", family="truth", direction="higher", range=(0, 1), needs={"truth"})
-@dataclass(frozen=True)
-class PointingGame(_Localisation):
-    """Whether the highest input lies in the region (Zhang et al. 2018); of tied ones, the share."""
-
-    view: View = "raw"
-
-    def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
-        return _per_class(F.top_one(F.view(maps, self.view), self.mask(context)), context.y)

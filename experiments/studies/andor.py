@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from experiments import attribution, models, scoring
+from experiments.cells import Cells, choose
 from experiments.data.andor import AndorSpec
 from experiments.randomness import derive_seed
 from experiments.rows import Explained, label, rows
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from experiments.evaluation import Evaluation
+
 VERSION = 1
 PRELOAD = (
-    "torch", "captum.attr", "pytorch_grad_cam", "shap", "zennit.composites", "zennit.attribution",
-    "sklearn.model_selection", "pyarrow.parquet", "experiments.models.andor",
+    "torch", "torch._dynamo", "torch.fx", "scipy.stats", "sklearn.model_selection",
+    "pyarrow.parquet", "experiments.evaluation", "experiments.attribution.batch",
+    "experiments.attribution.lrp",
+    "experiments.attribution.multipliers", "experiments.models.tail", "experiments.models.andor",
     "experiments.training.loop",
 )  # fmt: skip
 
@@ -116,32 +121,23 @@ def trained(
     }
 
 
-@stage(version="1")
+@stage(version="2")
 def attributed(
-    *,
-    data: dict[str, Any],
-    model: dict[str, Any],
-    architecture: Spec,
-    method: Spec,
-    target: str,
-    baseline: float,
-    seed: int,
-    dtype: str,
+    *, data: dict[str, Any], model: dict[str, Any], subject: dict[str, Any], method: Spec,
     code: str | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Raw, signed maps [N, D] of the test rows."""
-    samples = _dataset(data)
-    network = _network(samples, architecture, seed, dtype)
-    network.load_state_dict(model["weights"])
-    test = samples.test
-    parameter = next(network.parameters())
-    classes = model["prediction"] if target == "predicted" else test.y
-    x = test.x.to(parameter)
-    return attribution.attribute(
-        method, network, x, classes.to(parameter.device),
-        baseline=x.new_full(x.shape[1:], baseline), seed=derive_seed("attribution", seed),
-        indices=test.index.tolist(), truth=samples.truth,
-    ).cpu()  # fmt: skip
+    return _evaluated(data, model, subject, methods=[method]).maps[0].cpu()
+
+
+@stage(version="1")
+def scored(
+    *, data: dict[str, Any], model: dict[str, Any], maps: Tensor, subject: dict[str, Any],
+    method: Spec, score: Spec, code: str | None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Measurements of a score that runs the model, as `Measurement.state` gives them."""
+    found = _evaluated(data, model, subject, methods=[method], scores=[score], known={0: maps})
+    return [measurement.state() for measurement in found.measurements[0][0] or []]
 
 
 def study(config: Config) -> tuple[Table, dict[str, Any]]:
@@ -154,55 +150,84 @@ def study(config: Config) -> tuple[Table, dict[str, Any]]:
         seed=config.seed,
         dtype=config.dtype,
     )
-    samples = _dataset(data.value)
-    context = scoring.Context(
-        x=samples.test.x,
-        y=samples.test.y,
-        prediction=model.value["prediction"],
-        truth=samples.truth,
-        meta=samples.meta,
-        seed=config.seed,
-        indices=samples.test.index.tolist(),
+    subject = {
+        "architecture": config.model,
+        **config.model_dump(mode="json", include={"target", "baseline", "seed", "dtype"}),
+    }
+    cells = Cells(
+        common={"data": data, "model": model, "subject": subject},
+        attributed=attributed,
+        scored=scored,
+        evaluate=lambda **what: _evaluated(data.value, model.value, subject, **what),
     )
     kind = models.resolve(config.model)[0].kind
+    methods = choose(config.methods)
+    fit = [chosen for chosen in methods if chosen.method.applies_to(kind)]
     scores = [scoring.resolve(spec) for spec in config.scores]
     table: list[dict[str, Any]] = []
-    left_out = {}
-    for spec in config.methods:
-        method, parameters = attribution.resolve(spec)
-        if not method.applies_to(kind):
-            left_out[label(method.name, parameters)] = f"not for a {kind}"
-            continue
-        maps = attributed(
-            data=data,
-            model=model,
-            architecture=config.model,
-            # With all its parameters, so that a default that is written out is the same map.
-            method={"name": method.name, **method.defaults, **parameters},
-            target=config.target,
-            baseline=config.baseline,
-            seed=config.seed,
-            dtype=config.dtype,
-            code=method.code_hash,
-        )
+    for chosen, maps, score, measurements in cells.measured(
+        fit, scores, lambda: _context(data.value, model.value, config.seed)
+    ):
         explained = Explained(
             study="andor",
             dataset=_dataset_name(config.data),
             model=config.model | _unusual(training=config.training, dtype=config.dtype),
             seed=config.seed,
-            method=method.name,
-            method_params=parameters | _unusual(target=config.target, baseline=config.baseline),
-            library=method.library,
-            family=method.family,
+            method=chosen.method.name,
+            method_params={**chosen.given}
+            | _unusual(target=config.target, baseline=config.baseline),
+            library=chosen.method.origin,
+            family=chosen.method.family,
             model_accuracy=model.value["accuracy"],
             data_key=data.key,
             model_key=model.key,
             map_key=maps.key,
         )
-        for score in scores:
-            table += rows(explained, score, score.measure(maps.value, context))
+        table += rows(explained, score, measurements)
     facts = {"accuracy": model.value["accuracy"], "epochs": model.value["epochs"]}
+    left_out = {
+        label(chosen.method.name, chosen.given): f"not for a {kind}"
+        for chosen in methods
+        if chosen not in fit
+    }
     return table, {"model": facts, "not_applicable": left_out}
+
+
+def _evaluated(
+    data: dict[str, Any],
+    model: dict[str, Any],
+    subject: dict[str, Any],
+    **what: Any,
+) -> Evaluation:
+    """The engine on the test rows of a trained model."""
+    from experiments.evaluation import evaluate
+
+    samples = _dataset(data)
+    network = _network(samples, subject["architecture"], subject["seed"], subject["dtype"])
+    network.load_state_dict(model["weights"])
+    test = samples.test
+    device = next(network.parameters()).device
+    classes = model["prediction"] if subject["target"] == "predicted" else test.y
+    return evaluate(
+        network, test.x.to(device), test.y.to(device), target=classes.to(device),
+        baseline=subject["baseline"], seed=derive_seed("attribution", subject["seed"]),
+        indices=test.index.tolist(), prediction=model["prediction"].to(device),
+        truth=samples.truth, meta=samples.meta, **what,
+    )  # fmt: skip
+
+
+def _context(data: dict[str, Any], model: dict[str, Any], seed: int) -> scoring.Context:
+    """What scores that look at maps alone may know."""
+    samples = _dataset(data)
+    return scoring.Context(
+        x=samples.test.x,
+        y=samples.test.y,
+        prediction=model["prediction"],
+        truth=samples.truth,
+        meta=samples.meta,
+        seed=seed,
+        indices=samples.test.index.tolist(),
+    )
 
 
 def _dataset(state: dict[str, Any]) -> Any:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from experiments.data.dataset import Split
+    from experiments.models import noise
 else:
     torch = lazy.load("torch")
+    noise = lazy.load("experiments.models.noise")
 
 
 @dataclass
@@ -41,6 +43,47 @@ class History:
     stopped: str = "epochs"  # or "loss" or "patience"
 
 
+@dataclass
+class Progress:
+    """The history of one model, and the best (accuracy, -loss) on its validation split so far."""
+
+    history: History = field(default_factory=History)
+    best: tuple[float, float] = (-1.0, -math.inf)
+
+    def note(
+        self, recipe: Recipe, train_loss: float, accuracy: float, validation_loss: float
+    ) -> bool:
+        """Adds an epoch; whether it is the best one so far.
+
+        Raises FloatingPointError when the training loss is not finite.
+        """
+        history, epoch = self.history, len(self.history.train_loss)
+        if not math.isfinite(train_loss):
+            raise FloatingPointError(
+                f"training loss is {train_loss} in epoch {epoch}; "
+                f"lower recipe.learning_rate (now {recipe.learning_rate})"
+            )
+        history.train_loss.append(train_loss)
+        history.validation_accuracy.append(accuracy)
+        history.validation_loss.append(validation_loss)
+        better = (accuracy, -validation_loss) > self.best
+        if better:
+            self.best, history.best_epoch = (accuracy, -validation_loss), epoch
+        return better
+
+    def ended(self, recipe: Recipe) -> bool:
+        """Whether training ends with the epoch noted last; `history.stopped` then says why."""
+        history, epoch = self.history, len(self.history.train_loss) - 1
+        right, loss = history.validation_accuracy[-1] == 1, history.validation_loss[-1]
+        if right and loss <= (recipe.stop_at_loss or -1):
+            history.stopped = "loss"
+        elif epoch - history.best_epoch >= recipe.patience:
+            history.stopped = "patience"
+        else:
+            return epoch + 1 == recipe.epochs
+        return True
+
+
 class Evaluation(NamedTuple):
     """Accuracy in [0, 1], mean cross-entropy in nats, and per sample the class and the logits."""
 
@@ -57,14 +100,17 @@ def fit(
     *,
     recipe: Recipe,
     seed: int,
+    order_seed: int | None = None,
     device: torch.device | str | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> History:
     """Trains `model` in place; it ends in eval mode with the weights of its best epoch.
 
     Best is the highest validation accuracy, and of those the lowest validation loss. The order
-    of the batches comes from a generator of its own, dropout from an isolated one: the result
-    depends on the seed alone. Moves the model to `device` when one is given.
+    of the batches comes from a generator of its own (of `order_seed`, if given), dropout from the
+    seed and the step (`models.noise`), whatever else is random from an isolated generator: the
+    result depends on the seeds alone. Moves the model to `device` when one is given. Many models
+    are trained faster by `stacked.fit_many`, with the same result.
 
     With a checkpoint, training goes on from what is saved there, and saves there at the end of
     an epoch when that is due or the process must stop. Weights and history are then, bit for
@@ -80,18 +126,19 @@ def fit(
     x, y = train.x.to(parameter), train.y.to(parameter.device)
     same = train is validation
     x_val, y_val = (x, y) if same else (validation.x.to(parameter), validation.y.to(y.device))
-    loss_of = _loss(recipe, y, x.dtype)
+    loss_of = loss_function(recipe, y, x.dtype)
     # One fused kernel per step instead of a dozen: these networks are bound by dispatch.
     optimiser = torch.optim.Adam(
         model.parameters(), betas=recipe.betas, eps=recipe.epsilon, fused=True
     )
-    order = torch.Generator().manual_seed(derive_seed("batches", seed))
+    order = batch_order(seed if order_seed is None else order_seed)
     steps = recipe.epochs * math.ceil(len(x) / recipe.batch_size)
     state = list(model.state_dict().values())
     run = _Run(state, [tensor.clone() for tensor in state], optimiser, order)
-    history = run.history
+    history = run.progress.history
+    dropout = noise.Noise(dropout_seed(seed), x.device)
 
-    with isolated_rng(derive_seed("dropout", seed)):
+    with isolated_rng(dropout_seed(seed)), noise.supplied(model, dropout):
         run.restore(checkpoint.load())
         for epoch in range(len(history.train_loss), recipe.epochs):
             model.train()
@@ -100,34 +147,19 @@ def fit(
                 torch.randperm(len(x), generator=order).to(x.device).split(recipe.batch_size)
             ):
                 history.steps += 1
-                optimiser.param_groups[0]["lr"] = _rate(recipe, history.steps, steps)
+                dropout.begin(history.steps)
+                optimiser.param_groups[0]["lr"] = rate(recipe, history.steps, steps)
                 loss = loss_of(model(x[rows]), y[rows])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 losses.append(loss.detach())
-            history.train_loss.append(float(torch.stack(losses).mean()))
-            if not math.isfinite(history.train_loss[-1]):
-                raise FloatingPointError(
-                    f"training loss is {history.train_loss[-1]} in epoch {epoch}; "
-                    f"lower recipe.learning_rate (now {recipe.learning_rate})"
-                )
-
             logits = _logits(model, x_val)
             accuracy = float((logits.argmax(1) == y_val).double().mean())
-            validation_loss = float(loss_of(logits, y_val))
-            history.validation_accuracy.append(accuracy)
-            history.validation_loss.append(validation_loss)
-            if (accuracy, -validation_loss) > run.best:
-                run.best, history.best_epoch = (accuracy, -validation_loss), epoch
+            train_loss = float(torch.stack(losses).mean())
+            if run.progress.note(recipe, train_loss, accuracy, float(loss_of(logits, y_val))):
                 _copy(state, run.best_weights)
-            if accuracy == 1 and validation_loss <= (recipe.stop_at_loss or -1):
-                history.stopped = "loss"
-                break
-            if epoch - history.best_epoch >= recipe.patience:
-                history.stopped = "patience"
-                break
-            if epoch + 1 == recipe.epochs:
+            if run.progress.ended(recipe):
                 break
             if checkpoint.stop_requested:
                 checkpoint.save(run.state())
@@ -153,8 +185,7 @@ class _Run:
     best_weights: list[Tensor]
     optimiser: torch.optim.Optimizer
     order: torch.Generator
-    history: History = field(default_factory=History)
-    best: tuple[float, float] = (-1.0, -math.inf)
+    progress: Progress = field(default_factory=Progress)
 
     FORMAT = 1  # raise it when what is in the state changes
 
@@ -164,11 +195,11 @@ class _Run:
             "format": self.FORMAT,
             "weights": self.weights,
             "best_weights": self.best_weights,
-            "best": self.best,
+            "best": self.progress.best,
             "optimiser": self.optimiser.state_dict(),
             "order": self.order.get_state(),
             "random": global_state(self.weights[0].device),
-            "history": asdict(self.history),
+            "history": asdict(self.progress.history),
         }
 
     def restore(self, state: dict[str, Any] | None) -> None:
@@ -178,16 +209,25 @@ class _Run:
             return
         _copy(state["weights"], self.weights)
         _copy(state["best_weights"], self.best_weights)
-        self.best = state["best"]
+        self.progress.best = state["best"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.order.set_state(state["order"])
         restore_global_state(state["random"], self.weights[0].device)
-        vars(self.history).update(state["history"])
+        vars(self.progress.history).update(state["history"])
 
 
 def _copy(source: list[Tensor], target: list[Tensor]) -> None:
     for old, new in zip(target, source, strict=True):
         old.copy_(new)
+
+
+def batch_order(seed: int) -> torch.Generator:
+    """One permutation per epoch comes from it."""
+    return torch.Generator().manual_seed(derive_seed("batches", seed))
+
+
+def dropout_seed(seed: int) -> int:
+    return derive_seed("dropout", seed)
 
 
 def evaluate(model: nn.Module, split: Split) -> Evaluation:
@@ -196,7 +236,11 @@ def evaluate(model: nn.Module, split: Split) -> Evaluation:
     training = model.training
     logits = _logits(model, split.x.to(parameter))
     model.train(training)
-    y = split.y.to(logits.device)
+    return evaluation(logits, split.y.to(logits.device))
+
+
+def evaluation(logits: Tensor, y: Tensor) -> Evaluation:
+    """What the logits [N, C] of samples of classes y [N] amount to."""
     prediction = logits.argmax(1)
     loss = torch.nn.functional.cross_entropy(logits, y)
     return Evaluation(
@@ -210,7 +254,7 @@ def _logits(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
         return torch.cat([model(part) for part in x.split(batch_size)])
 
 
-def _rate(recipe: Recipe, step: int, steps: int) -> float:
+def rate(recipe: Recipe, step: int, steps: int) -> float:
     """Learning rate of step 1, 2, ... of `steps`."""
     if recipe.schedule == "cosine":
         return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
@@ -219,14 +263,10 @@ def _rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.learning_rate
 
 
-def _loss(recipe: Recipe, y: Tensor, dtype: torch.dtype) -> Any:
+def loss_function(recipe: Recipe, y: Tensor, dtype: torch.dtype) -> Any:
     """A function of logits [B, C] and labels [B]: the mean loss, weighted by class if balanced."""
     functional = torch.nn.functional
-    weight = None
-    if recipe.balanced:
-        counts = torch.bincount(y)
-        # A class without samples has no weight to define; it occurs in no training loss either.
-        weight = (len(y) / (counts.count_nonzero() * counts.clamp(min=1))).to(dtype)
+    weight = class_weights(y, dtype) if recipe.balanced else None
 
     def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(logits, labels, weight=_as_long_as(weight, logits))
@@ -240,6 +280,13 @@ def _loss(recipe: Recipe, y: Tensor, dtype: torch.dtype) -> Any:
         return (errors * weights).sum() / weights.sum()
 
     return cross_entropy if recipe.loss == "cross_entropy" else mse_sigmoid
+
+
+def class_weights(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """By class, up to the highest that occurs: N / (classes that occur · samples of the class)."""
+    counts = torch.bincount(y)
+    # A class without samples has no weight to define; it occurs in no training loss either.
+    return (len(y) / (counts.count_nonzero() * counts.clamp(min=1))).to(dtype)
 
 
 def _as_long_as(weight: Tensor | None, logits: Tensor) -> Any:

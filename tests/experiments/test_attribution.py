@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from experiments.attribution import attribute, method, methods, registry, resolve
+from experiments.attribution.batch import Batch
+from experiments.attribution.driver import untouched
 from experiments.data.dataset import Truth
 from experiments.models import build
-from experiments.randomness import SampleGenerators
 
 ARCHITECTURES = [
     "andor_cnn",
@@ -30,6 +31,22 @@ N, D = 13, 8
 
 def kind_of(spec):
     return KIND[spec if isinstance(spec, str) else spec["name"]]
+
+
+# Many steps of an optimiser make rounding large.
+OPTIMISED = {"opti_cam", "extremal_perturbation", "meaningful_perturbation", "iba"}
+ALL_TARGETS = {"eigen_cam", "kpca_cam", "fem", "raw_attention", "attention_rollout"}
+
+
+def own_sample(known):
+    """Whether a map depends on its own sample alone; the published slip that it reproduces is
+    that this one does not."""
+    return known.name != "label_free_tiled"
+
+
+def of_a_target(known):
+    """Whether a map is that of one output."""
+    return known.family not in ("control", "wrapper") and known.name not in ALL_TARGETS
 
 
 def pairs(condition=lambda known: True, architectures=BASIC):
@@ -75,12 +92,20 @@ def truth():
     )
 
 
+# What is iterated, in few steps: the invariances do not need convergence.
+FEW = {
+    "rise": {"samples": 20}, "lime": {"samples": 20}, "opti_cam": {"steps": 5},
+    "extremal_perturbation": {"steps": 4}, "meaningful_perturbation": {"steps": 4},
+    "iba": {"steps": 3, "copies": 2},
+}  # fmt: skip
+
+
 def run(name, model, *, seed=0, batch_size=256, rows=slice(None), **parameters):
     x, target = samples()
     indices = list(range(100, 100 + N))[rows]
     known = truth() if rows == slice(None) else None
     return attribute(
-        {"name": name, **parameters},
+        {"name": name, **FEW.get(name, {}), **parameters},
         model,
         x[rows],
         target[rows],
@@ -94,14 +119,10 @@ def run(name, model, *, seed=0, batch_size=256, rows=slice(None), **parameters):
 def exact(name, model, baseline=None, **parameters):
     """The map in the precision of the model."""
     x, target = samples()
-    generator = SampleGenerators(0, range(N), "test")
     base = torch.zeros(D, dtype=torch.float64) if baseline is None else baseline
-    found, given = resolve({"name": name, **parameters})
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    return found.function(
-        model, x.double(), target, baseline=base, generator=generator, **given
-    ).detach()
+    with untouched(model):
+        batch = Batch(model, x.double(), target, baseline=base, seed=0, indices=range(N))
+        return batch.maps({"name": name, **parameters})
 
 
 def gain(model, baseline=None):
@@ -116,13 +137,14 @@ def gain(model, baseline=None):
 # --- every method ---------------------------------------------------------------------------------
 
 
-def test_eight_methods_of_four_libraries_apply_to_every_kind_of_model():
+def test_every_kind_of_model_has_methods_that_four_libraries_know():
     for kind in ("cnn", "transformer"):
         fitting = [m for m in methods().values() if kind in m.models and m.family != "control"]
         assert len(fitting) >= 8
-        assert {m.library for m in fitting} == {"captum", "grad-cam", "shap", "zennit"}
+    peers = {m.peer for m in methods().values()}
+    assert peers >= {"captum", "grad-cam", "shap", "zennit"}
     controls = {m.name for m in methods().values() if m.family == "control"}
-    assert controls == {"random", "constant", "input_only", "oracle"}
+    assert controls >= {"random", "constant", "input_only", "oracle", "fake_cam", "sobel"}
     assert all(m.summary.endswith((".", ")")) for m in methods().values())
 
 
@@ -135,7 +157,7 @@ def test_map_is_finite_single_precision_and_of_the_shape_of_x(spec, name):
     assert not maps.requires_grad
 
 
-@pytest.mark.parametrize(("spec", "name"), pairs(architectures=ARCHITECTURES))
+@pytest.mark.parametrize(("spec", "name"), pairs(own_sample, architectures=ARCHITECTURES))
 def test_batch_size_does_not_matter(spec, name):
     model = make(spec)
     whole = run(name, model)
@@ -144,14 +166,14 @@ def test_batch_size_does_not_matter(spec, name):
         torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("spec", "name"), pairs(lambda known: not known.needs_truth))
+@pytest.mark.parametrize(("spec", "name"), pairs(lambda m: own_sample(m) and not m.needs_truth))
 def test_company_does_not_matter(spec, name):
     model = make(spec)
     few = run(name, model, rows=slice(5, 8))
     torch.testing.assert_close(few, run(name, model)[5:8], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("spec", "name"), pairs())
+@pytest.mark.parametrize(("spec", "name"), pairs(lambda known: known.name not in OPTIMISED))
 def test_single_precision_is_enough(spec, name):
     double, single = run(name, make(spec)), run(name, make(spec, torch.float32))
     torch.testing.assert_close(single, double, rtol=1e-2, atol=1e-3 * float(double.abs().max()))
@@ -169,7 +191,8 @@ def test_same_seed_same_map_and_no_global_state_is_touched(spec, name):
     assert state() == before
     torch.rand(3), np.random.rand(3), python_random.random()
     assert torch.equal(run(name, model), first)
-    assert torch.equal(run(name, model, seed=1), first) != methods()[name].stochastic
+    if methods()[name].family != "wrapper":  # as random as what it wraps
+        assert torch.equal(run(name, model, seed=1), first) != methods()[name].stochastic
 
 
 @pytest.mark.parametrize(("spec", "name"), pairs(architectures=ARCHITECTURES))
@@ -213,7 +236,7 @@ def test_inputs_are_left_as_found(spec, name):
     assert not x.requires_grad
 
 
-@pytest.mark.parametrize(("spec", "name"), pairs(lambda known: known.family != "control"))
+@pytest.mark.parametrize(("spec", "name"), pairs(of_a_target))
 def test_map_is_that_of_the_target(spec, name):
     x, target = samples()
     model = make(spec)
@@ -348,7 +371,7 @@ def test_parameters_come_back_as_given_and_checked():
     assert known.name == "smoothgrad"
     assert given == {"noise": 1.0}
     assert isinstance(given["noise"], float)
-    assert known.defaults == {"samples": 20, "noise": 0.2}
+    assert known.defaults == {"samples": 20, "noise": 0.2, "relative": False, "base": "gradient"}
 
 
 def with_nan(model, x, target, *, baseline, generator):

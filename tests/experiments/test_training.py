@@ -14,7 +14,7 @@ from torch import nn
 from experiments.data.dataset import Split
 from experiments.models import build
 from experiments.training import Recipe, evaluate, fit
-from experiments.training.loop import _loss, _rate
+from experiments.training.loop import loss_function, rate
 
 
 def truth_table(top: str) -> Split:
@@ -111,12 +111,12 @@ def test_noam_schedule_is_that_of_the_paper():
     recipe = Recipe(learning_rate=(width * warmup) ** -0.5, schedule="noam", warmup=warmup)
     for step in (1, 500, 10_000, 40_000):
         paper = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
-        assert _rate(recipe, step, 50_000) == pytest.approx(paper)
+        assert rate(recipe, step, 50_000) == pytest.approx(paper)
 
 
 def test_cosine_schedule_falls_to_zero():
     recipe = Recipe(learning_rate=0.1, schedule="cosine")
-    rates = [_rate(recipe, step, 100) for step in range(1, 102)]
+    rates = [rate(recipe, step, 100) for step in range(1, 102)]
     assert rates[0] == 0.1
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == pytest.approx(0)
@@ -130,12 +130,12 @@ def test_losses():
         for row, label in zip(logits.tolist(), y.tolist(), strict=True)
         for c, z in enumerate(row)
     ]
-    plain = _loss(Recipe(loss="mse_sigmoid", balanced=False), y, logits.dtype)
+    plain = loss_function(Recipe(loss="mse_sigmoid", balanced=False), y, logits.dtype)
     assert float(plain(logits, y)) == pytest.approx(sum(squared) / 6)
-    balanced = _loss(Recipe(loss="mse_sigmoid"), y, logits.dtype)
+    balanced = loss_function(Recipe(loss="mse_sigmoid"), y, logits.dtype)
     per_class = (sum(squared[:4]) / 4, sum(squared[4:]) / 2)
     assert float(balanced(logits, y)) == pytest.approx(sum(per_class) / 2)
-    entropy = _loss(Recipe(), y, logits.dtype)
+    entropy = loss_function(Recipe(), y, logits.dtype)
     each = -logits.log_softmax(1)[torch.arange(3), y]
     assert float(entropy(logits, y)) == pytest.approx(float((each[:2].mean() + each[2]) / 2))
 

@@ -297,28 +297,9 @@ def test_shapley_values_equal_those_of_shap():
     torch.testing.assert_close(maps, expected)
 
 
-def test_kernel_shap_on_all_coalitions_is_exact():
-    """With 3 inputs the Shapley kernel weighs all six proper coalitions alike."""
-    from experiments.attribution.kernel_shap import CoalitionKernelShap
-
-    class Cube(Small):
-        def f(self, x):
-            return x.prod(1) + x[:, 0] * x[:, 1] - x[:, 2]
-
-    proper = [z for z in itertools.product((0, 1), repeat=3) if 0 < sum(z) < 3]
-    every = torch.tensor([[(1, 1, 1), (0, 0, 0), *proper]])
-    x, target = torch.tensor([[2.0, 3, -1]], dtype=torch.float64), torch.tensor([0])
-    maps = CoalitionKernelShap(Cube(), every).attribute(
-        x, target=target, n_samples=8, perturbations_per_eval=8
-    )
-    torch.testing.assert_close(
-        maps.float(), attribute("shapley_exact", Cube(), x, target), rtol=1e-4, atol=1e-4
-    )
-
-
 def test_coalitions_follow_the_shapley_kernel():
     """With 4 inputs P(size 1, 2, 3) ∝ (1/3, 1/4, 1/3); all coalitions of a size are alike."""
-    from experiments.attribution.kernel_shap import coalitions
+    from experiments.attribution.shapley import coalitions
     from experiments.randomness import SampleGenerators
 
     drawn = coalitions(4, 102, SampleGenerators(0, range(200), "test"))

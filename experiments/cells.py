@@ -1,0 +1,107 @@
+"""The cells of a study's table: every method × every score on one trained model.
+
+What is there already is looked up, cell by cell; what is missing is computed together, so that a
+method or a score that is added later costs itself alone, and a new table its shared plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from experiments import attribution, scoring
+from experiments.stages import Artifact
+
+if TYPE_CHECKING:
+    from experiments.evaluation import Evaluation
+
+Spec = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method of a configuration: `given` are its parameters that stand there, `spec` has all,
+    so that a default that is written out is the same map."""
+
+    method: attribution.Method
+    given: Mapping[str, Any]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.method.name, **self.method.defaults, **self.given}
+
+
+def choose(specs: Sequence[Spec]) -> list[Chosen]:
+    """Raises ValueError for an unknown method or parameter."""
+    return [Chosen(*attribution.resolve(spec)) for spec in specs]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """How a study computes the maps and scores of one model.
+
+    attributed, scored: its stages. Both take `common`, `method` (a full spec) and `code` (of a
+        plugin); `attributed` gives the maps, and `scored` takes them as `maps`, takes a `score`,
+        and gives its measurements as `Measurement.state` does.
+    evaluate: `evaluation.evaluate` on the study's samples, given methods, scores, known, wanted.
+    """
+
+    common: Mapping[str, Any]
+    attributed: Any
+    scored: Any
+    evaluate: Callable[..., Evaluation]
+
+    def measured(
+        self,
+        methods: Sequence[Chosen],
+        scores: Sequence[scoring.Score],
+        context: Callable[[], scoring.Context],
+    ) -> Iterator[tuple[Chosen, Artifact, scoring.Score, list[scoring.Measurement]]]:
+        """Every cell: method, its maps, score, measurements, in the order of the arguments.
+
+        `context` is what scores that look at maps alone may know; these are cheap, and no stage.
+        """
+        maps = self._maps(methods)
+        running = [score for score in scores if "model" in score.needs]
+        states = self._states(methods, maps, running)
+        known = context()
+        for m, (method, found) in enumerate(zip(methods, maps, strict=True)):
+            for score in scores:
+                if score in running:
+                    state = states[m, running.index(score)].value
+                    measurements = [scoring.Measurement.from_state(part) for part in state]
+                else:
+                    measurements = score.measure(found.value, known)
+                yield method, found, score, measurements
+
+    def _maps(self, methods: Sequence[Chosen]) -> list[Artifact]:
+        def work(missing: list[int]) -> list[Any]:
+            found = self.evaluate(methods=[methods[m].spec for m in missing])
+            return [maps.cpu() for maps in found.maps]
+
+        return list(self.attributed.together([self._call(method) for method in methods], work))
+
+    def _states(
+        self, methods: Sequence[Chosen], maps: list[Artifact], scores: list[scoring.Score]
+    ) -> dict[tuple[int, int], Artifact]:
+        cells = [(m, s) for m in range(len(methods)) for s in range(len(scores))]
+
+        def work(missing: list[int]) -> list[Any]:
+            wanted = [cells[position] for position in missing]
+            found = self.evaluate(
+                methods=[method.spec for method in methods],
+                scores=scores,
+                known={m: maps[m].value for m in range(len(methods))},
+                wanted=set(wanted),
+            )
+            return [[part.state() for part in found.measurements[m][s] or []] for m, s in wanted]
+
+        calls = [
+            {**self._call(methods[m]), "maps": maps[m], "score": scoring.spec_of(scores[s])}
+            for m, s in cells
+        ]
+        return dict(zip(cells, self.scored.together(calls, work), strict=True))
+
+    def _call(self, method: Chosen) -> dict[str, Any]:
+        return {**self.common, "method": method.spec, "code": method.method.code_hash}
