@@ -36,7 +36,7 @@ class Theme:
     shade: str
     control: str
     band: str
-    libraries: Mapping[str, str]
+    families: Mapping[str, str]
     others: tuple[str, ...]
     low: str
     middle: str
@@ -53,12 +53,12 @@ THEMES = {
         shade="#f5f7f9",
         control="#6e7781",
         band="#dde1e6",
-        libraries={
-            "captum": "#0072b2",
-            "grad-cam": "#c96a00",
-            "shap": "#007a59",
-            "zennit": "#a8497f",
-            "assay": "#1b1f24",
+        families={
+            "gradient": "#0072b2",
+            "cam": "#c96a00",
+            "perturbation": "#007a59",
+            "lrp": "#a8497f",
+            "attention": "#1b1f24",
         },
         others=("#2b8ab8", "#8a6d00", "#7a5fb0"),
         low="#ee8445",
@@ -73,12 +73,12 @@ THEMES = {
         shade="#1c222a",
         control="#9aa4af",
         band="#2d343d",
-        libraries={
-            "captum": "#58b4e9",
-            "grad-cam": "#f0a33a",
-            "shap": "#3ec99a",
-            "zennit": "#dd8dbb",
-            "assay": "#e6edf3",
+        families={
+            "gradient": "#58b4e9",
+            "cam": "#f0a33a",
+            "perturbation": "#3ec99a",
+            "lrp": "#dd8dbb",
+            "attention": "#e6edf3",
         },
         others=("#8ecae6", "#f0e442", "#b8a1ea"),
         low="#b3541a",
@@ -86,7 +86,7 @@ THEMES = {
         high="#1f72b8",
     ),
 }
-_MARKERS = {"captum": "o", "grad-cam": "s", "shap": "^", "zennit": "D", "assay": "P"}
+_MARKERS = {"gradient": "o", "cam": "s", "perturbation": "^", "lrp": "D", "attention": "P"}
 _BODY, _SMALL, _TITLE = 10.0, 8.5, 13.0  # points
 _ROW = 0.31  # inches
 
@@ -140,7 +140,7 @@ def score_forest(data: Data, score: str, *, theme: str = "light") -> Figure:
     about = summary.row(s.scores, score)
     places = int(about["places"])
     cells = s.cells.xs(score, level=1)
-    table = cells.join(s.ranks[["library", "control"]])
+    table = cells.join(s.ranks[["family", "control"]])
     table = table[np.isfinite(table["estimate"])]
     table = table.sort_values("estimate", ascending=about["direction"] == "lower", kind="stable")
     if table.empty:
@@ -252,27 +252,31 @@ def scores_heatmap(data: Data, *, theme: str = "light") -> Figure:
 def save(
     figures: Mapping[str, Figure], directory: str | Path, *, formats: Sequence[str] = ("png",)
 ) -> list[Path]:
-    """Write each figure as `<name>.<format>`; the directory is made. PNG has 200 dots per inch.
+    """Write each figure as `<name>.<format>`; directories are made. PNG has 200 dots per inch.
 
-    Formats: "png", "pdf", "svg". Raises ValueError for another.
+    A "/" in a name makes a sub-folder. Formats: "png", "pdf", "svg". Raises ValueError for another.
     """
     import matplotlib
 
     unknown = set(formats) - {"png", "pdf", "svg"}
     if unknown:
         raise ValueError(f"cannot save figures as {', '.join(sorted(unknown))}: png, pdf or svg")
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
-        safe = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in name).strip("._") or "_"
+        stem = Path(directory).joinpath(*(_safe(part) for part in name.split("/")))
+        stem.parent.mkdir(parents=True, exist_ok=True)
         for kind in formats:
-            path = directory / f"{safe}.{kind}"
+            path = stem.with_name(f"{stem.name}.{kind}")
             dates: dict[str, Any] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
             with matplotlib.rc_context(_SAVE):
                 figure.savefig(path, dpi=200, metadata=dates.get(kind))
             paths.append(path)
     return paths
+
+
+def _safe(name: str) -> str:
+    """A file name that every system takes."""
+    return "".join(c if c.isalnum() or c in "-_.=" else "_" for c in name).strip("._") or "_"
 
 
 def svg(figure: Figure) -> bytes:
@@ -306,7 +310,7 @@ def _forest(
 ) -> Figure:
     """Estimates with whiskers, one row each: methods, a gap, controls; columns of text beside.
 
-    `table`: index label, columns estimate, low, high, library, control, in the order to show.
+    `table`: index label, columns estimate, low, high, family, control, in the order to show.
     """
     t = THEMES[theme]
     methods = [str(name) for name in table.index[~table["control"]]]
@@ -320,7 +324,7 @@ def _forest(
     gap = 0.75 if controls and methods else 0.0
     y = {name: i + (gap if name in controls else 0) for i, name in enumerate(names)}
     body = _ROW * (len(names) + gap)
-    libraries = sorted(set(table.loc[methods, "library"].astype(str)))
+    families = sorted(set(table.loc[methods, "family"].astype(str)))
     caption = _wrap(f"{note} {s.caption()}".strip(), wide - 0.5, _SMALL)
     bottom, top = 1.0 + 0.155 * len(caption), 1.05
     figure, axes = _canvas(wide, top + body + bottom, (left, bottom, plot, body), t)
@@ -333,8 +337,8 @@ def _forest(
     rng = np.random.default_rng(0)
     for name in names:
         row, control = summary.row(table, name), name in controls
-        library = str(row["library"])
-        colour = t.control if control else _colour(library, libraries, t)
+        family = str(row["family"])
+        colour = t.control if control else _colour(family, families, t)
         values = dots.get(name, np.array([]))
         values = values[np.isfinite(values)]
         if len(values) > 1:
@@ -348,7 +352,7 @@ def _forest(
         axes.plot(
             row["estimate"],
             y[name],
-            marker="o" if control else _MARKERS.get(library, "X"),
+            marker="o" if control else _MARKERS.get(family, "X"),
             markersize=6.5,
             color=t.paper if control else colour,
             markeredgecolor=colour,
@@ -389,7 +393,7 @@ def _forest(
                 va="center_baseline", size=_SMALL, color=t.control if name in controls else t.ink,
             )  # fmt: skip
     _titles(figure, title, subtitle, t)
-    _legend(figure, libraries, bool(controls), random is not None, t, bottom)
+    _legend(figure, families, bool(controls), random is not None, t, bottom)
     _write(figure, caption, t)
     return figure
 
@@ -438,7 +442,7 @@ def _band(axes: Axes, random: pd.Series, t: Theme) -> None:
 
 
 def _legend(
-    figure: Figure, libraries: Sequence[str], controls: bool, band: bool, t: Theme, bottom: float
+    figure: Figure, families: Sequence[str], controls: bool, band: bool, t: Theme, bottom: float
 ) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -450,9 +454,9 @@ def _legend(
         )  # fmt: skip
 
     handles: list[Any] = [
-        marker(_MARKERS.get(name, "X"), _colour(name, libraries, t), _colour(name, libraries, t),
+        marker(_MARKERS.get(name, "X"), _colour(name, families, t), _colour(name, families, t),
                name)
-        for name in libraries
+        for name in families
     ]  # fmt: skip
     if controls:
         handles.append(marker("o", t.control, t.paper, "control"))
@@ -475,11 +479,11 @@ def _legend(
     )
 
 
-def _colour(library: str, libraries: Sequence[str], t: Theme) -> str:
-    if library in t.libraries:
-        return t.libraries[library]
-    others = [name for name in libraries if name not in t.libraries]
-    return t.others[others.index(library) % len(t.others)] if library in others else t.others[0]
+def _colour(family: str, families: Sequence[str], t: Theme) -> str:
+    if family in t.families:
+        return t.families[family]
+    others = [name for name in families if name not in t.families]
+    return t.others[others.index(family) % len(t.others)] if family in others else t.others[0]
 
 
 def _colours(t: Theme) -> Any:

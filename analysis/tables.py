@@ -18,9 +18,9 @@ Data = pd.DataFrame | summary.Summary
 def ranked(data: Data) -> pd.DataFrame:
     """One row per method, best first, then the controls; all as it would be printed.
 
-    Columns: method, library, control (bool), mean rank ("0.13 [0.11, 0.14]"; 0 better than all
-    others, 1 worse than all), first (share of bootstrap draws in which it ranks first), beats
-    random ("7/8" scores; only with a random control), models, and one column per score, its
+    Columns: method, family, library, control (bool), mean rank ("0.13 [0.11, 0.14]"; 0 better
+    than all others, 1 worse than all), first (share of bootstrap draws in which it ranks first),
+    beats random ("7/8" scores; only with a random control), models, and one column per score, its
     direction as an arrow ("relevance_auroc ↑"), with "value [low, high]" or "n/a".
     """
     s = summary.of(data)
@@ -29,6 +29,7 @@ def ranked(data: Data) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "method": names,
+            "family": ranks["family"].to_numpy(),
             "library": ranks["library"].to_numpy(),
             "control": ranks["control"].to_numpy(),
             "mean rank": [text.interval(r.rank, r.low, r.high) for r in _records(ranks)],
@@ -84,7 +85,7 @@ def _table(s: summary.Summary, shown: int) -> Table:
     )
     table.add_column("#", justify="right", style="dim", vertical="bottom")
     table.add_column("method", overflow="fold", max_width=30)
-    table.add_column("library", style="dim")
+    table.add_column("family", style="dim")
     table.add_column("mean rank", justify="right")
     if s.reference is not None:
         table.add_column("beats\nrandom", justify="right")
@@ -99,7 +100,7 @@ def _table(s: summary.Summary, shown: int) -> Table:
         cells: list[Text | str] = [
             "" if control else str(i + 1),
             Text(name, style="italic dim" if control else "bold"),
-            str(rank["library"]),
+            str(rank["family"]),
             text.plus_minus(rank["rank"], rank["low"], rank["high"]),
         ]
         if s.reference is not None:

@@ -6,7 +6,7 @@ Heavy imports stay inside the commands, so that `assay --help` answers at once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from analysis.summary import Summary
+    from orchestrator.grid import Grid
     from orchestrator.launch import Plan
     from orchestrator.sweep import Sweep
 
@@ -369,10 +372,45 @@ def add(
         for warning in expanded.warnings:
             console.print(f"[yellow]{warning}[/]")
         console.print(f"{len(expanded.documents)} experiments for sweep [bold]{name}[/]")
+        _report_cost(console, expanded)
         return
     opened = Sweep(name, db)
     _report_added(console, opened, opened.add(expanded))
     console.print(f"[dim]start them with[/] assay start {name}")
+
+
+def _report_cost(console: Console, expanded: Grid) -> None:
+    """The unique stages of a grid, what is there already, and the rest by past durations."""
+    from rich.table import Table
+
+    from orchestrator.estimate import estimate
+    from orchestrator.monitor import duration
+
+    plan = estimate(expanded, _artifacts())
+    if plan is None or not plan.stages:
+        console.print("[dim]no estimate: only studies of Assay say which stages they need[/]")
+        return
+    table = Table(box=None, header_style="bold")
+    table.add_column("stage")
+    for title in ("unique", "there", "to compute", "each", "in all"):
+        table.add_column(title, justify="right")
+    for cost in plan.stages:
+        each = "unknown" if cost.seconds is None else duration(cost.seconds)
+        in_all = "unknown" if cost.remaining is None else duration(cost.remaining)
+        missing = cost.unique - cost.found
+        table.add_row(
+            cost.stage, f"{cost.unique:,}", f"{cost.found:,}", f"{missing:,}",
+            each if missing else "", in_all,
+        )  # fmt: skip
+    console.print(table)
+    unique = sum(cost.unique for cost in plan.stages)
+    console.print(f"{plan.asked:,} results asked for, {unique:,} of them different", end="")
+    if plan.remaining is None:
+        console.print("; no estimate of time before each stage has run once")
+    else:
+        console.print(f"; about [bold]{duration(plan.remaining)}[/] of one slot, by past runs")
+    if not plan.complete:
+        console.print("[yellow]some experiments could not be planned; there may be more[/]")
 
 
 @app.command()
@@ -607,42 +645,73 @@ def _follow(opened: Sweep, number: int) -> None:
 # ---- what there is -----------------------------------------------------------------------------
 
 
-@app.command()
-def methods() -> None:
-    """Every attribution method, with its parameters."""
-    from experiments import attribution
+Family = Annotated[str | None, typer.Option(help="Only those of one family.")]
 
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Explain this one.")] = None,
+    family: Family = None,
+) -> None:
+    """Every attribution method; with a name, its formula, parameters and source."""
+    from orchestrator import catalogue
+
+    if name is not None:
+        _page(*_known(catalogue.method_page, name))
+        return
     _listing(
-        ("method", "library", "family", "models", "what it does"),
-        [
-            (_signature(name, m), m.library, m.family, ", ".join(sorted(m.models)), m.summary)
-            for name, m in attribution.methods().items()
-        ],
-        "In a YAML file: [bold]methods: \\[name, {name: other, steps: 3}, my_module:function][/]",
+        ("family", "method", "library", "cost", "applies to", "", "what it does"),
+        _known(catalogue.methods, family),
+        "F: forward pass, FB: forward and backward. [bold]assay methods NAME[/] explains one. In a "
+        "YAML file: [bold]methods: \\[name, {name: other, steps: 3}, my_module:function][/]",
     )
 
 
 @app.command()
-def scores() -> None:
-    """Every score, with its parameters and its direction."""
-    from experiments import scoring
+def scores(
+    name: Annotated[str | None, typer.Argument(help="Explain this one.")] = None,
+    family: Family = None,
+) -> None:
+    """Every score; with a name, its formula, parameters and source."""
+    from orchestrator import catalogue
 
-    arrows = {"higher": "↑", "lower": "↓"}
+    if name is not None:
+        _page(*_known(catalogue.score_page, name))
+        return
     _listing(
-        ("score", "family", "better", "range", "needs", "what it says"),
-        [
-            (
-                _fields(name, s),
-                s.family,
-                arrows[s.direction],
-                f"{s.range[0]:g} … {s.range[1]:g}",
-                ", ".join(sorted(s.needs)),
-                s.summary,
-            )
-            for name, s in scoring.scores().items()
-        ],
+        ("family", "score", "better", "range", "needs", "what it says"),
+        _known(catalogue.scores, family),
+        "[bold]assay scores NAME[/] explains one. "
         "In a YAML file: [bold]scores: \\[name, {name: other, ties: half}, my_module:MyScore][/]",
     )
+
+
+def _known(look: Callable[[Any], Any], name: str | None) -> Any:
+    """What a look by name finds; a name that nobody knows is the user's mistake."""
+    try:
+        return look(name)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _page(
+    name: str, text: str, facts: list[tuple[str, str]], parameters: list[tuple[str, str]], file: str
+) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = _console()
+    console.print(f"[bold]{escape(name)}[/]\n{escape(text)}\n")
+    for title, rows in ((None, facts), ("parameters", parameters)):
+        if rows:
+            table = Table(box=None, show_header=False, title=title, title_justify="left")
+            table.add_column(style="dim" if title is None else "bold", no_wrap=True)
+            table.add_column()
+            for left, right in rows:
+                table.add_row(escape(left), escape(right))
+            console.print(table)
+    console.print("\n[dim]in a YAML file, with the defaults written out:[/]")
+    console.print(escape(file), soft_wrap=True)
 
 
 @app.command()
@@ -655,18 +724,6 @@ def studies() -> None:
         facts = study.describe(study.load(f"experiments/studies/{name}.py", "."))
         rows.append((name, facts["version"], facts["summary"]))
     _listing(("study", "version", "question"), rows, "")
-
-
-def _signature(name: str, method: Any) -> str:
-    inside = ", ".join(f"{key}={p.default}" for key, p in method.parameters.items())
-    return f"{name}({inside})" if inside else name
-
-
-def _fields(name: str, score: Any) -> str:
-    import dataclasses
-
-    inside = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(score))
-    return f"{name}({inside})" if inside else name
 
 
 def _listing(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], footer: str) -> None:

@@ -144,9 +144,8 @@ def _gpu() -> Check:
 
 def _libraries() -> Iterator[Check]:
     for module, name in (
-        ("torch", "torch"), ("captum", "captum"), ("pytorch_grad_cam", "grad-cam"),
-        ("shap", "shap"), ("zennit", "zennit"), ("sacred", "sacred"), ("seml", "seml"),
-        ("submitit", "submitit"),
+        ("torch", "torch"), ("torchvision", "torchvision"), ("pytorch_grad_cam", "grad-cam"),
+        ("scipy", "scipy"), ("sacred", "sacred"), ("seml", "seml"), ("submitit", "submitit"),
     ):  # fmt: skip
         if importlib.util.find_spec(module) is None:
             remedy = "pip install saliency-assay, in a fresh virtual environment"

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from orchestrator.monitor import Status
     from orchestrator.sweep import Sweep
 
-LIBRARIES = ("saliency-assay", "torch", "captum", "grad-cam", "shap", "zennit", "sacred", "seml")
+LIBRARIES = (
+    "saliency-assay", "torch", "torchvision", "grad-cam", "scipy", "scikit-learn", "sacred", "seml",
+)  # fmt: skip
 
 
 def provenance(sweep: Sweep, status: Status) -> dict[str, Any]:

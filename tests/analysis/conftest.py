@@ -32,6 +32,12 @@ LIBRARY = {
     "grad_cam": "grad-cam",
     "grad_cam_plus_plus": "grad-cam",
 }
+FAMILY = {
+    "kernel_shap": "perturbation",
+    "lrp_epsilon": "lrp",
+    "grad_cam": "cam",
+    "grad_cam_plus_plus": "cam",
+}
 # name: (direction, value of a random map, value of the oracle, sd over samples, lowest, highest)
 SCORES = {
     "needed_information_below_baseline": ("lower", 0.62, 0.0, None, 0, 1),
@@ -104,7 +110,9 @@ def make_rows(plan: Plan = Plan(), seed: int = 7) -> pd.DataFrame:
                             "library": LIBRARY.get(
                                 method, "assay" if method in CONTROLS else "captum"
                             ),
-                            "family": "control" if method in CONTROLS else "gradient",
+                            "family": "control"
+                            if method in CONTROLS
+                            else FAMILY.get(method, "gradient"),
                             "control": method in CONTROLS,
                             "score": score,
                             "score_params": "{}",

@@ -51,10 +51,10 @@ def check(figure: Figure) -> set[str]:
 
 
 def renamed(rows: pd.DataFrame) -> pd.DataFrame:
-    """Names as long as they come, parameters that matter, a library of someone else."""
+    """Names as long as they come, parameters that matter, a family of its own."""
     long = "expected_integrated_gradients_with_a_very_long_name"
     rows = rows.replace({"method": {"saliency": long}})
-    rows.loc[rows["method"] == long, "library"] = "my-own-package"
+    rows.loc[rows["method"] == long, "family"] = "my-own-family"
     twin = rows[rows["score"] == "rank_gap"].assign(score_params='{"threshold": 0.5, "k": "all"}')
     return pd.concat([rows, twin], ignore_index=True)
 
