@@ -36,7 +36,7 @@ from analysis.andor_rows import Andor, Selection, arrange
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Drawings = Iterator[tuple[str, Callable[[], "Figure"]]]
+_Drawings = Iterator[tuple[str, Callable[[], "Figure"]]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Kind:
 
     name: str
     needs: str
-    drawings: Callable[[Andor, str], Drawings]
+    drawings: Callable[[Andor, str], _Drawings]
 
 
 _RETRAIN = "and `retrain: true` to the configuration"
@@ -94,8 +94,20 @@ def figures(
 
     Raises ValueError if no row is of the study "andor".
     """
+    undrawn = drawings(table, theme, selection=selection, accuracy=accuracy)
+    return {name: draw() for name, draw in undrawn.items()}
+
+
+def drawings(
+    table: pd.DataFrame,
+    theme: str = "light",
+    *,
+    selection: Selection = "everything",
+    accuracy: float = 0.0,
+) -> dict[str, Callable[[], Figure]]:
+    """`figures`, not drawn yet: there are many with many methods, so draw and save one by one."""
     data = arrange(table, selection, accuracy)
-    return {name: draw() for kind in _KINDS for name, draw in kind.drawings(data, theme)}
+    return dict(drawing for kind in _KINDS for drawing in kind.drawings(data, theme))
 
 
 def missing(table: pd.DataFrame, *, selection: Selection = "everything") -> list[str]:

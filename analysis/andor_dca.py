@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import figures
+from analysis import figures, text
 from analysis.andor_general import top
 from analysis.andor_panels import Methods, bars, empty, panels
-from analysis.andor_rows import GATES, Andor, count, ordered, spread, thresholds, variants
+from analysis.andor_rows import (
+    GATES,
+    Andor,
+    count,
+    first_variant,
+    ordered,
+    spread,
+    thresholds,
+    variants,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +64,7 @@ def minimal(data: Andor, theme: str) -> Drawings:
 
 def average(data: Andor, theme: str) -> Drawings:
     found = {score: _rows(data, score) for score in _TITLES}
-    found = {score: rows[rows["variant"] == ""] for score, rows in found.items() if len(rows)}
+    found = {score: first_variant(rows) for score, rows in found.items() if len(rows)}
     if found:
         yield "general/average_dca", partial(_average, data, found, theme)
 
@@ -77,7 +86,11 @@ def _points(data: Andor, rows: pd.DataFrame, score: str, theme: str) -> Figure:
         title=_TITLES[score],
         subtitle=_MEANING[score] + "; lower is better",
         caption=f"{count(rows)} Means over trained models. {data.who()}"
-        + (f" {undefined:,} rows without a pattern of one class left out." if undefined else ""),
+        + (
+            f" {text.count(undefined, 'row')} without a pattern of one class left out."
+            if undefined
+            else ""
+        ),
         rows=configs,
         columns=[top(gate) for gate in gates],
         size=(2.7, methods.height(0.3)),
@@ -106,11 +119,13 @@ def _scatter(
     places, y = list(colours), methods.y
     for is_all in (True, False) if two else (True,):
         chosen = rows if is_all else rows[rows["perfect"]]
-        for (name, at, split), found in spread(chosen, "label", "threshold", "split").iterrows():
+        for name, at, split, mean, *_ in (
+            spread(chosen, "label", "threshold", "split").reset_index().itertuples(index=False)
+        ):
             height = y[name] + 0.62 * ((places.index(at) + 0.5) / len(places) - 0.5)
             colour = colours[at]
             axes.plot(
-                found["mean"], height, linestyle="none", ms=5.0 if is_all else 7.5,
+                mean, height, linestyle="none", ms=5.0 if is_all else 7.5,
                 marker="o" if split == splits[0] else "s", zorder=3,
                 mfc=colour if is_all else "none", mec=t.paper if is_all else colour,
                 mew=0.5 if is_all else 1.1,

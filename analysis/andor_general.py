@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import figures
-from analysis.andor_panels import Methods, bars, columns, empty, panels
+from analysis.andor_panels import Methods, bars, columns, empty, only_first, panels
 from analysis.andor_rows import (
     CLASSES,
     GATES,
@@ -32,7 +32,8 @@ _TITLES = {
     "nib": "Needed information below irrelevant inputs (NIB)",
 }
 _SUBTITLES = {
-    "gib": "how often an informative input scores below the highest irrelevant one; lower is better",
+    "gib": "how often an informative input scores below the highest irrelevant one;"
+    " lower is better",
     "nib": "how often an irrelevant input outranks everything that decides the class;"
     " lower is better",
 }
@@ -80,26 +81,28 @@ def _performance(data: Andor, theme: str) -> Figure:
         f" and test sizes are pooled.{note}",
         rows=[""],
         columns=[top(gate) for gate in data.gates],
-        size=(2.6, 2.3),
+        size=(2.8, 2.3),
         left=0.75,
         below=0.55,
     )
     for axes, gate in zip(page.axes[0], data.gates, strict=True):
-        found = spread(rows[rows["gate"] == gate], "bar").rename(index=dict(zip(names, shown)))
+        found = spread(rows[rows["gate"] == gate], "bar").rename(
+            index=dict(zip(names, shown, strict=True))
+        )
         columns(axes, shown, found, [colour.get(name, t.control) for name in names], t)
-        axes.set_ylim(0, 105)
+        axes.set_ylim(0, 112)
+        axes.set_yticks([0, 25, 50, 75, 100])
         for x, name in enumerate(shown):
             if name in found.index:
                 _number(axes, x, float(found.loc[name, "mean"]), float(found.loc[name, "sd"]), t)  # type: ignore[arg-type]
-    page.axes[0][0].set_ylabel("accuracy [%]", size=figures._SMALL + 0.5, color=t.muted)
+    only_first(page.axes[0], "accuracy [%]", t)
     return page.figure
 
 
 def _number(axes, x: float, mean: float, sd: float, t: figures.Theme) -> None:  # type: ignore[no-untyped-def]
-    axes.text(
-        x, 4, f"{mean:.1f} ± {sd:.1f}", ha="center", va="bottom", size=figures._SMALL - 1,
-        color=t.paper,
-    )  # fmt: skip
+    shown = f"{mean:.1f} ± {sd:.1f}" if sd > 0.05 else f"{mean:.1f}"
+    at = mean + sd + 1.5
+    axes.text(x, at, shown, ha="center", va="bottom", size=figures._SMALL - 0.5, color=t.ink)
 
 
 def gib(data: Andor, theme: str) -> Drawings:
@@ -156,4 +159,3 @@ def _grid(data: Andor, rows: pd.DataFrame, score: str, theme: str, config: str |
             bars(axes, methods, spread(mine, "label"), t)
             axes.set_xlabel(f"{score.upper()} [%]", size=figures._SMALL, color=t.muted, labelpad=2)
     return page.figure
-

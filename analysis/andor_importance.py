@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,10 +13,11 @@ import pandas as pd
 
 from analysis import figures
 from analysis.andor_general import class_name, top
-from analysis.andor_panels import columns, empty, panels
+from analysis.andor_panels import columns, empty, only_first, panels
 from analysis.andor_rows import (
     CLASSES,
     GATES,
+    TRAINED,
     Andor,
     count,
     input_number,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 Drawings = Iterator[tuple[str, Callable[[], "Figure"]]]
 IRRELEVANT = "irrelevant"
-_GATE = re.compile(r"(and|or|xor)(\d+)")
+_GATE = re.compile(r"(and|or|xor)(\d*)")
 
 
 def forest_importance(data: Andor, theme: str) -> Drawings:
@@ -61,9 +63,9 @@ def mean_maps_by_class(data: Andor, theme: str) -> Drawings:
 
 def _mean_rows(data: Andor) -> Iterator[tuple[str, str, pd.DataFrame]]:
     rows = data.score("mean_importance", "class", "bucket")
-    rows = rows[rows["bucket"].map(input_number).isna()]
+    rows = rows[rows["bucket"].map(input_number).isna() & (rows["bucket"] != "contrast")]
     for suffix, mine in variants(rows):
-        for label in data.methods.index.intersection(mine["label"].unique()):
+        for label in _labels(data, mine):
             yield suffix, label, mine[mine["label"] == label]
 
 
@@ -84,8 +86,7 @@ def _by_gate(
         theme,
         title=title,
         subtitle=subtitle,
-        caption=f"{count(rows)} Mean and one standard deviation over trained models."
-        f" {data.who()}",
+        caption=f"{count(rows)} Mean and one standard deviation over trained models. {data.who()}",
         rows=[class_name(name) for name in classes] if len(classes) > 1 else [""],
         columns=[top(gate) for gate in gates],
         size=(max(2.4, 0.62 * len(buckets)), 1.75),
@@ -101,19 +102,17 @@ def _by_gate(
                 continue
             table = spread(mine, "bucket").rename(index=dict(zip(buckets, shown, strict=True)))
             columns(axes, shown, table, [_colour(bucket, t) for bucket in buckets], t)
-        line[0].set_ylabel(axis, size=figures._SMALL + 0.5, color=t.muted)
         _together(line)
+        only_first(line, axis, t)
     return page.figure
 
 
 def _together(line: list) -> None:  # type: ignore[type-arg]
-    """One y scale for a row of panels; the tick labels at the first."""
+    """One y scale for a row of panels."""
     ends = np.array([axes.get_ylim() for axes in line if axes.patches])
     for axes in line:
         if len(ends):
             axes.set_ylim(ends[:, 0].min(), ends[:, 1].max())
-        if axes is not line[0]:
-            axes.tick_params(labelleft=False)
 
 
 def _gates(found: pd.Series) -> list[str]:
@@ -150,20 +149,44 @@ def _colour(bucket: str, t: figures.Theme) -> str:
 
 
 def wrong_importance(data: Andor, theme: str) -> Drawings:
-    rows = data.score("wrong_importance", "class", "bucket")
-    rows = rows.assign(input=rows["bucket"].map(input_number))
-    rows = rows[rows["input"].notna()]
-    for suffix, mine in variants(rows):
-        of_mean = "mean" in suffix
-        for config in dict.fromkeys(mine["config"]):
-            for label in data.methods.index.intersection(mine["label"].unique()):
-                part = mine[(mine["config"] == config) & (mine["label"] == label)]
-                name = f"{config}/wrong_importance{suffix}/{label}"
-                yield name, partial(_inputs, data, part, label, config, theme, of_mean)
+    every = data.score("wrong_importance", "class", "bucket")
+    if every.empty:
+        return
+    of_mean = every["score_params"].map(lambda given: json.loads(given).get("of") == "mean_map")
+    for name, chosen in (("wrong_importance", ~of_mean), ("wrong_importance_of_mean", of_mean)):
+        for suffix, mine in variants(every[chosen.astype(bool)]):
+            for config in dict.fromkeys(mine["config"]):
+                here = _of_formula(mine[mine["config"] == config])
+                for label in _labels(data, here):
+                    part = here[here["label"] == label]
+                    draw = partial(_inputs, data, part, label, config, theme, name)
+                    yield f"{config}/{name}{suffix}/{label}", draw
+
+
+def _of_formula(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the inputs of the formula, with their number as `input`.
+
+    Irrelevant inputs come last, and count something else: bucket "relevant" is the mean over
+    those of the formula, which tells how many they are.
+    """
+    keys = [*TRAINED, "label", "class"]
+    inputs = rows.assign(input=rows["bucket"].map(input_number)).dropna(subset="input")
+    table = inputs.pivot_table(index=keys, columns="input", values="value")
+    mean = rows[rows["bucket"] == "relevant"].drop_duplicates(keys).set_index(keys)["value"]
+    upto = table.cumsum(axis=1) / np.arange(1, table.shape[1] + 1)
+    same = np.isclose(upto, mean.reindex(table.index).to_numpy()[:, None], equal_nan=True)
+    number = np.flatnonzero(same.all(axis=0))
+    last = table.columns[number[-1]] if len(number) else table.columns[-1]
+    return inputs[inputs["input"] <= last]
+
+
+def _labels(data: Andor, rows: pd.DataFrame) -> list[str]:
+    """The methods of some rows, in the order of the figures."""
+    return [str(name) for name in data.methods.index if name in set(rows["label"])]
 
 
 def _inputs(
-    data: Andor, rows: pd.DataFrame, label: str, config: str, theme: str, of_mean: bool
+    data: Andor, rows: pd.DataFrame, label: str, config: str, theme: str, kind: str
 ) -> Figure:
     t = figures.THEMES[theme]
     rows = rows.assign(value=100 * rows["value"].astype(float))
@@ -174,7 +197,7 @@ def _inputs(
         theme,
         title=f"Inputs that {label} places below an irrelevant one: {config}",
         subtitle="share of the "
-        + ("mean maps" if of_mean else "maps")
+        + ("mean maps" if kind.endswith("mean") else "maps")
         + " in which an input scores below the highest irrelevant one",
         caption=f"{count(rows)} Mean and one standard deviation over trained models. Inputs are"
         f" numbered from 1, in the order of the gates. {data.who()}",
@@ -196,7 +219,5 @@ def _inputs(
             table = table.rename(index={n: str(n + 1) for n in numbers})
             columns(axes, names, table, [t.families["gradient"]] * len(names), t)
             axes.set_ylim(0, 105)
-            if axes is not line[0]:
-                axes.tick_params(labelleft=False)
-        line[0].set_ylabel("below [%]", size=figures._SMALL + 0.5, color=t.muted)
+        only_first(line, "below [%]", t)
     return page.figure

@@ -61,12 +61,13 @@ def panels(
     body = len(columns) * size[0] + (len(columns) - 1) * gap[0]
     words = (1.15 * figures._width(title, figures._TITLE), figures._width(subtitle, SMALL + 0.5))
     wide = max(named + left + body + right, *(w + 0.5 for w in words))
-    lines = figures._wrap(caption, wide - 0.5, SMALL)
+    lines = figures._wrap(caption, 0.97 * wide - 0.5, SMALL)
     keys = [figures._width(str(h.get_label()), SMALL) + 0.55 for h in legend]
     fit = max(1, min(len(keys), int((wide - 0.4) / max(keys)))) if keys else 1
     depth = -(-len(keys) // fit)
-    foot = 0.27 + LINE * len(lines) + (0.19 * depth + 0.1 if keys else 0)
-    top = 0.98 + (0.28 if heads else 0)
+    foot = 0.2 + LINE * len(lines) + (0.19 * depth + 0.12 if keys else 0)
+    named_in = max(name.count("\n") + 1 for name in columns)
+    top = 0.82 + 0.16 * named_in + (0.3 if heads else 0)
     tall = top + len(rows) * (size[1] + below) + (len(rows) - 1) * gap[1] + foot
     figure, blank = figures._canvas(wide, tall, (0, 0, 1, 1), t)
     blank.remove()
@@ -89,13 +90,13 @@ def panels(
     at = named + left
     for name, count in heads:
         width = count * size[0] + (count - 1) * gap[0]
-        _head(figure, name, at, width, top - 0.36, t)
+        _head(figure, name, at, width, top - 0.2 - 0.16 * named_in, t)
         at += width + gap[0]
     figures._titles(figure, title, subtitle, t)
     if keys:
         figure.legend(
             handles=list(legend), loc="lower left", ncols=fit, fontsize=SMALL, frameon=False,
-            bbox_to_anchor=(0.2 / wide, (0.2 + LINE * len(lines)) / tall), labelcolor=t.ink,
+            bbox_to_anchor=(0.25 / wide, (0.26 + LINE * len(lines)) / tall), labelcolor=t.ink,
             borderpad=0, borderaxespad=0, handlelength=1.8, columnspacing=1.0, labelspacing=0.35,
             handletextpad=0.5,
         )  # fmt: skip
@@ -118,9 +119,9 @@ def _head(figure: Figure, name: str, x: float, width: float, down: float, t: fig
 
     wide, tall = figure.get_size_inches()
     y = 1 - down / tall
-    figure.text(
-        (x + width / 2) / wide, y, name, ha="center", va="bottom", size=BODY, color=t.muted
-    )
+    if figures._width(name, BODY) > width + 0.1:
+        name = name.partition(":")[0]
+    figure.text((x + width / 2) / wide, y, name, ha="center", va="bottom", size=BODY, color=t.muted)
     ends = [x / wide, (x + width) / wide]
     figure.add_artist(Line2D(ends, [y - 0.04 / tall] * 2, color=t.muted, lw=1))
 
@@ -131,6 +132,13 @@ def empty(axes: Axes, t: figures.Theme, why: str = "no rows") -> None:
         0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", size=SMALL,
         color=t.muted,
     )  # fmt: skip
+
+
+def only_first(line: Sequence[Axes], name: str, t: figures.Theme) -> None:
+    """A row of panels with one y scale has its labels at the first, and the axis' name there."""
+    line[0].set_ylabel(name, size=SMALL + 0.5, color=t.muted)
+    for axes in line[1:]:
+        axes.tick_params(labelleft=False)
 
 
 # ---------------------------------------------------------------- methods along the y axis
@@ -187,7 +195,7 @@ class Methods:
         table = data.methods.loc[self.names]
         found = dict(zip(table["family"].astype(str), table.index, strict=True))
         controls = table["control"].to_numpy()
-        names = [f for f in sorted(set(table.loc[~controls, "family"].astype(str)))]
+        names = sorted(set(table.loc[~controls, "family"].astype(str)))
         handles = [Patch(facecolor=self.colour[str(found[f])], label=f) for f in names]
         if controls.any():
             handles.append(Patch(facecolor=t.control, label="control"))
@@ -209,15 +217,19 @@ def bars(axes: Axes, methods: Methods, table: pd.DataFrame, t: figures.Theme) ->
         mean, sd = float(table.loc[name, "mean"]), float(table.loc[name, "sd"])  # type: ignore[arg-type]
         y, colour = methods.y[name], methods.colour[name]
         axes.barh(y, mean, height=0.62, color=colour, alpha=0.85, linewidth=0, zorder=2)
-        whisker(axes, [mean - sd, mean + sd], y, t.ink)
+        whisker(axes, [mean - sd, mean + sd], [y, y], t)
     if "random" in table.index and methods.control.get("random"):
         at = float(table.loc["random", "mean"])  # type: ignore[arg-type]
         axes.axvline(at, color=t.control, lw=1, ls=(0, (4, 3)), zorder=2.5)
 
 
-def whisker(axes: Axes, ends: Sequence[float], y: float, colour: str, lw: float = 1.0) -> None:
-    if np.isfinite(ends).all() and ends[0] != ends[1]:
-        axes.plot(ends, [y, y], color=colour, lw=lw, zorder=3, solid_capstyle="butt")
+def whisker(axes: Axes, x: Sequence[float], y: Sequence[float], t: figures.Theme) -> None:
+    """A line that is seen on bars of any colour; none if it has no length."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    if np.isfinite([*x, *y]).all() and (x[0], y[0]) != (x[1], y[1]):
+        halo = [Stroke(linewidth=2.6, foreground=t.paper), Normal()]
+        axes.plot(x, y, color=t.ink, lw=1, zorder=3, solid_capstyle="butt", path_effects=halo)
 
 
 # ---------------------------------------------------------------- a few things along the x axis
@@ -232,12 +244,12 @@ def columns(
 ) -> None:
     """Upright bars with whiskers of one standard deviation; `table` by name: mean and sd."""
     found = table.reindex(list(names))
-    x = np.arange(len(names))
+    x = np.arange(len(names), dtype=float)
     mean = found["mean"].to_numpy(float)
     axes.bar(x, np.nan_to_num(mean), width=0.66, color=list(colours), linewidth=0, zorder=2)
     for at, middle, sd in zip(x, mean, found["sd"].to_numpy(float), strict=True):
         if np.isfinite(middle) and sd > 0:
-            axes.plot([at, at], [middle - sd, middle + sd], color=t.ink, lw=1, zorder=3)
+            whisker(axes, [at, at], [middle - sd, middle + sd], t)
     if np.nanmin(np.where(np.isfinite(mean), mean - found["sd"].fillna(0), 0), initial=0) < 0:
         axes.axhline(0, color=t.muted, lw=0.8, zorder=2.5)
     axes.set_xticks(x, list(names), size=SMALL)

@@ -25,7 +25,7 @@ TRAINED = ("dataset", "model", "model_params", "seed", "fold")
 GATES = ("and", "or", "xor")
 CLASSES = ("0", "1", "all")
 THRESHOLDS = ("baseline", "1.0", "0.8", "0.5")
-UNMASKED = ("none", "unmasked")  # the threshold of models trained on whole inputs
+UNMASKED = ("all", "none")  # the threshold of models trained on whole inputs
 # The paper shows this method twice, with and without a CLS token, and only it with one.
 WITH_CLS = "transformer_attribution"
 _DATASET = re.compile(r"(?P<config>[^/(]+)(?:/(?P<gate>\w+))?(?:\((?P<rest>.*)\))?$", re.DOTALL)
@@ -67,15 +67,11 @@ class Andor:
         return Andor(self.frame[rows], self.selection)
 
     def score(self, name: str, *facets: str) -> pd.DataFrame:
-        """A score's rows that have these facets and no others; several variants of the score
-        (`score_params`) are told apart by the column `variant`, which is "" for the first."""
+        """A score's rows that have these facets and no others, of all its parameters."""
         rows = self.frame[self.frame["score"] == name]
         others = [facet for facet in bootstrap.FACETS if facet not in facets]
         rows = rows[rows[list(facets)].notna().all(axis=1) & rows[others].isna().all(axis=1)]
-        known = list(dict.fromkeys(rows["score_params"]))
-        names = {given: f" ({text.parameters(given) or 'defaults'})" for given in known}
-        names.update({given: "" for given in known[:1]})
-        return rows.assign(variant=rows["score_params"].map(names).astype(object))
+        return rows[rows["facets"].isin(["", "{}"])]
 
     @cached_property
     def trained(self) -> pd.DataFrame:
@@ -83,21 +79,22 @@ class Andor:
         the test rows of its larger class (NaN where no score is given by class)."""
         keys = ["config", "gate", "split", *TRAINED]
         models = self.frame.groupby(keys, dropna=False)["model_accuracy"].first()
-        classes = self.frame[self.frame["class"].isin(["0", "1"]) & self.frame["bucket"].isna()]
-        classes = classes[classes["score"].isin(["nib", "gib"])]
+        classes = self.frame[self.frame["score"].isin(["nib", "gib", "mean_importance"])]
+        classes = classes[classes["class"].notna() & (classes["class"] != "all")]
         counts = classes.groupby([*keys, "class"])["n"].max().unstack("class")
         majority = counts.max(axis=1) / counts.sum(axis=1) if len(counts) else np.nan
         return models.to_frame("accuracy").assign(majority=majority).reset_index()
 
     def design(self) -> str:
         """`1,204 rows; 48 trained models (1 configuration, 3 gates, 8 architectures)`."""
+        kinds = self.trained[["model", "model_params"]].drop_duplicates()
+        runs = self.trained[["seed", "fold"]].drop_duplicates()
         parts = [
             text.count(len(self.configs), "configuration"),
             text.count(len(self.gates), "top gate"),
-            text.count(len(self.trained[["model", "model_params"]].drop_duplicates()), "model type"),
-            text.count(len(self.trained[["seed", "fold"]].drop_duplicates()), "seed or fold",
-                       "seeds and folds"),
-        ]  # fmt: skip
+            text.count(len(kinds), "model type"),
+            text.count(len(runs), "seed or fold", "seeds and folds"),
+        ]
         models = text.count(len(self.trained), "trained model")
         return f"{text.count(len(self.frame), 'row')}; {models} ({', '.join(parts)})"
 
@@ -129,10 +126,12 @@ def arrange(
     names = {name: _parsed(name) for name in rows["dataset"].unique()}
     for i, column in enumerate(("config", "gate", "split")):
         rows[column] = rows["dataset"].map({name: found[i] for name, found in names.items()})
+    rows["config"] = rows["config"].map(_short(rows["config"].unique()))
     rows["fold"] = rows["fold"].fillna(0).astype(int)
     for facet in ("class", "bucket", "threshold"):
         rows[facet] = rows[facet].astype(object).where(rows[facet].notna(), None)
     rows["label"] = bootstrap.method_labels(rows)
+    rows["facets"] = rows["facets"].fillna("") if "facets" in rows else ""
     if "model_accuracy" not in rows:
         rows["model_accuracy"] = np.nan
     if accuracy > 0:
@@ -161,6 +160,16 @@ def _parsed(dataset: str) -> tuple[str, str, str]:
     return config, found["gate"] or "", "split" if held_out else "all rows"
 
 
+def _short(configs: Iterable[str]) -> dict[str, str]:
+    """`3inBinary(irrelevant=3)` as `3inBinary` where no other configuration is called that."""
+    configs = list(configs)
+    heads = [name.partition("(")[0] for name in configs]
+    return {
+        name: head if heads.count(head) == 1 else name
+        for name, head in zip(configs, heads, strict=True)
+    }
+
+
 def _has_cls(model_params: str) -> bool:
     return bool(json.loads(model_params).get("cls", False))
 
@@ -172,7 +181,7 @@ def ordered(found: Iterable[str], first: Sequence[str]) -> list[str]:
 
 
 def thresholds(found: Iterable[str]) -> list[str]:
-    """"baseline", then from the strictest threshold to the mildest."""
+    """ "baseline", then from the strictest threshold to the mildest."""
 
     def key(name: str) -> tuple[int, float, str]:
         try:
@@ -190,9 +199,15 @@ def input_number(bucket: object) -> int | None:
 
 
 def variants(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """(suffix, rows) for each variant of a score; the first has no suffix."""
-    for name in dict.fromkeys(rows["variant"]):
-        yield str(name), rows[rows["variant"] == name]
+    """(suffix, rows) for each set of parameters of a score; the first has no suffix."""
+    for i, given in enumerate(dict.fromkeys(rows["score_params"])):
+        suffix = f" ({text.parameters(given) or 'defaults'})" if i else ""
+        yield suffix, rows[rows["score_params"] == given]
+
+
+def first_variant(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the parameters of the first row."""
+    return rows[rows["score_params"] == rows["score_params"].iloc[0]] if len(rows) else rows
 
 
 def count(rows: pd.DataFrame) -> str:

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import figures
 from analysis.andor_general import top
-from analysis.andor_panels import Methods, empty, line_styles, lines, panels
+from analysis.andor_panels import Methods, empty, line_styles, lines, only_first, panels
 from analysis.andor_rows import (
     GATES,
     UNMASKED,
     Andor,
     count,
     difference,
+    first_variant,
     ordered,
     spread,
     thresholds,
@@ -33,19 +34,19 @@ Drawings = Iterator[tuple[str, Callable[[], "Figure"]]]
 
 @dataclass(frozen=True)
 class Curve:
-    """A quantity over thresholds: a score, one `bucket` of it, or a score `minus` another one."""
+    """A quantity over thresholds: a score, or a `bucket` of it, `minus` another such."""
 
     name: str
     title: str
     axis: str
     score: str
     bucket: str | None = None
-    minus: str | None = None
+    minus: tuple[str, str | None] | None = None
     retrained: bool = False
 
     @property
     def scores(self) -> list[str]:
-        return [self.score, *([self.minus] if self.minus else [])]
+        return list(dict.fromkeys([self.score, *([self.minus[0]] if self.minus else [])]))
 
     def drawings(self, data: Andor, theme: str) -> Drawings:
         for suffix, rows in self._variants(data):
@@ -54,21 +55,23 @@ class Curve:
                 yield f"general/{name}{suffix}", draw
 
     def _variants(self, data: Andor) -> Iterator[tuple[str, pd.DataFrame]]:
-        if self.bucket is None:
-            rows = data.score(self.score, "threshold")
-        else:
-            rows = data.score(self.score, "threshold", "bucket")
-            rows = rows[rows["bucket"] == self.bucket]
-        rows = rows[~rows["threshold"].isin(UNMASKED)]
+        rows = _masked(data, self.score, self.bucket)
         if self.minus is None:
             yield from variants(rows)
             return
         # The first variant of each: that with the masks the configuration retrains on.
-        other = data.score(self.minus, "threshold")
-        first = [found[found["variant"] == ""] for found in (rows, other)]
-        apart = difference(*first)
+        other = _masked(data, *self.minus)
+        apart = difference(first_variant(rows), first_variant(other))
         if len(apart):
             yield "", apart
+
+
+def _masked(data: Andor, score: str, bucket: str | None) -> pd.DataFrame:
+    """A score's rows by threshold, in one bucket or without any; the bucket is taken off."""
+    rows = data.score(score, "threshold", *(["bucket"] if bucket else []))
+    if bucket:
+        rows = rows[rows["bucket"] == bucket].assign(bucket=None)
+    return rows[~rows["threshold"].isin(UNMASKED)]
 
 
 CURVES = (
@@ -82,23 +85,24 @@ CURVES = (
           "logical accuracy [%]", "logical_accuracy"),
     Curve("leakage", "Retrained accuracy beyond logical accuracy",
           "retrained − logical accuracy [points]", "retrained_accuracy",
-          minus="logical_accuracy", retrained=True),
+          minus=("logical_accuracy", None), retrained=True),
     Curve("logical_accuracy_statistics",
           "Statistical logical accuracy: how often the likely class is right",
           "statistical logical accuracy [%]", "logical_accuracy_statistics"),
     Curve("leakage_statistics", "Retrained accuracy beyond statistical logical accuracy",
           "retrained − statistical logical accuracy [points]", "retrained_accuracy",
-          minus="logical_accuracy_statistics", retrained=True),
+          minus=("logical_accuracy_statistics", None), retrained=True),
     Curve("bayes_accuracy_mask", "What the mask alone says: best possible accuracy from its bits",
           "Bayes accuracy, mask bits [%]", "bayes_accuracy", bucket="mask"),
     Curve("bayes_accuracy_row", "What masked inputs say: best possible accuracy from masked rows",
           "Bayes accuracy, masked row [%]", "bayes_accuracy", bucket="row"),
+    Curve("mask_leakage", "What the mask alone says, beyond random masks that hide as many inputs",
+          "difference of Bayes accuracy [points]", "bayes_accuracy", bucket="mask",
+          minus=("bayes_accuracy", "mask random")),
 )  # fmt: skip
 
 
-def _lines(
-    data: Andor, rows: pd.DataFrame, curve: Curve, theme: str, *, of_spread: bool
-) -> Figure:
+def _lines(data: Andor, rows: pd.DataFrame, curve: Curve, theme: str, *, of_spread: bool) -> Figure:
     t = figures.THEMES[theme]
     rows = rows.assign(value=100 * rows["value"].astype(float))
     gates, places = ordered(rows["gate"], GATES), thresholds(rows["threshold"])
@@ -106,12 +110,12 @@ def _lines(
     styles = line_styles(data, methods, t)
     wide = max(2.9, 0.62 * len(places) + 0.4)
     caution = ""
-    if curve.minus:
+    if curve.retrained and curve.minus:
         caution = (
             " Random maps leave a large difference, too: what a method's masks give away is"
             " its distance to the random control."
         )
-    elif curve.bucket:
+    elif curve.bucket and not curve.minus:
         caution = (
             " Almost every row has a mask of its own, so that the random control lies high: what"
             " a method's masks give away is its distance to that."
@@ -137,30 +141,32 @@ def _lines(
         if mine.empty or not np.isfinite(mine["value"]).any():
             empty(axes, t)
             continue
-        table = spread(mine, "label", "threshold")[column].unstack("threshold")
-        values = {name: table.loc[name] for name in methods.names if name in table.index}
+        table = spread(mine, "label", "threshold")[column]
+        values = {
+            name: table[name] for name in methods.names if name in table.index.get_level_values(0)
+        }
         lines(axes, places, values, styles, t)
         axes.set_xlabel("threshold", size=figures._SMALL, color=t.muted, labelpad=3)
-    _same_scale([axes for axes in page.axes[0]], share=not of_spread and not curve.minus)
+    _same_scale(page.axes[0], share=not of_spread and not curve.minus)
     unit = curve.axis.replace("[%]", "[points]") if of_spread else curve.axis
-    page.axes[0][0].set_ylabel(
-        f"sd of {unit}" if of_spread else unit, size=figures._SMALL + 0.5, color=t.muted
-    )
+    only_first(page.axes[0], f"sd of {unit}" if of_spread else unit, t)
     return page.figure
 
 
-def _same_scale(axes: list, *, share: bool) -> None:  # type: ignore[type-arg]
-    """One y scale for all panels, so that they can be compared: 0 to 100 for shares."""
-    limits = (-3.0, 103.0)
-    if not share:
-        ends = np.array([panel.get_ylim() for panel in axes])
-        limits = (min(float(ends[:, 0].min()), 0.0), max(float(ends[:, 1].max()), 1.0))
+def _same_scale(axes: list[Any], *, share: bool) -> None:
+    """One y scale for all panels, so that they can be compared; up to 100 for shares, and from 0
+    unless all are high."""
+    ends = np.array([panel.get_ylim() for panel in axes if panel.lines])
+    low, high = (ends[:, 0].min(), ends[:, 1].max()) if len(ends) else (0.0, 1.0)
+    if share:
+        limits = (10 * (low // 10) if low > 40 else -3.0, 103.0)
+    else:
+        limits = (min(low, 0.0), max(high, 1.0))
     for panel in axes:
         panel.set_ylim(limits)
 
 
-def _keys(methods: Methods, styles: dict[str, dict]) -> list:  # type: ignore[type-arg]
+def _keys(methods: Methods, styles: dict[str, dict[str, Any]]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [Line2D([], [], label=name, **styles[name]) for name in methods.names]
-

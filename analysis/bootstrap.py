@@ -45,7 +45,7 @@ import pandas as pd
 
 from analysis import text
 
-CLUSTER = ("study", "dataset", "model", "model_params", "seed")
+CLUSTER = ("study", "dataset", "model", "model_params", "seed", "fold")
 STRATUM = ("study", "dataset")
 METHOD = ("method", "method_params")
 SCORE = ("score", "score_params")
@@ -94,6 +94,8 @@ def labels_of(rows: pd.DataFrame, key: tuple[str, str]) -> pd.Series:
 
 
 def checked(rows: pd.DataFrame) -> pd.DataFrame:
+    if "fold" not in rows.columns:  # tables from before there were folds
+        rows = rows.assign(fold=0)
     needed = [*CLUSTER, *METHOD, *SCORE, "library", "family", "control", "direction", "headline"]
     needed += [*FACETS, "value", "n", "sd"]
     missing = [column for column in needed if column not in rows.columns]

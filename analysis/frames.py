@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 # Two rows that agree in these are the same number: experiments of a sweep share models and maps.
 IDENTITY = (
-    "study", "dataset", "model", "model_params", "seed", "method", "method_params", "score",
-    "score_params", "class", "bucket", "threshold", "percent", "model_key", "map_key",
+    "study", "dataset", "model", "model_params", "seed", "fold", "method", "method_params", "score",
+    "score_params", "class", "bucket", "threshold", "percent", "facets", "model_key", "map_key",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from experiments import attribution, scoring
@@ -45,46 +46,54 @@ class Cells:
         plugin); `attributed` gives the maps, and `scored` takes them as `maps`, takes a `score`,
         and gives its measurements as `Measurement.state` does.
     evaluate: `evaluation.evaluate` on the study's samples, given methods, scores, known, wanted.
+
+    Making one computes what is missing.
     """
 
     common: Mapping[str, Any]
     attributed: Any
     scored: Any
     evaluate: Callable[..., Evaluation]
+    methods: Sequence[Chosen]
+    scores: Sequence[scoring.Score]
+
+    def __post_init__(self) -> None:
+        _ = self.maps, self._states
+
+    @cached_property
+    def maps(self) -> list[Artifact]:
+        """By method."""
+
+        def work(missing: list[int]) -> list[Any]:
+            found = self.evaluate(methods=[self.methods[m].spec for m in missing])
+            return [maps.cpu() for maps in found.maps]
+
+        calls = [self._call(method) for method in self.methods]
+        return list(self.attributed.together(calls, work))
 
     def measured(
-        self,
-        methods: Sequence[Chosen],
-        scores: Sequence[scoring.Score],
-        context: Callable[[], scoring.Context],
-    ) -> Iterator[tuple[Chosen, Artifact, scoring.Score, list[scoring.Measurement]]]:
-        """Every cell: method, its maps, score, measurements, in the order of the arguments.
+        self, method: int, context: scoring.Context
+    ) -> Iterator[tuple[scoring.Score, list[scoring.Measurement]]]:
+        """Every score of a method's maps, in order.
 
         `context` is what scores that look at maps alone may know; these are cheap, and no stage.
         """
-        maps = self._maps(methods)
-        running = [score for score in scores if "model" in score.needs]
-        states = self._states(methods, maps, running)
-        known = context()
-        for m, (method, found) in enumerate(zip(methods, maps, strict=True)):
-            for score in scores:
-                if score in running:
-                    state = states[m, running.index(score)].value
-                    measurements = [scoring.Measurement.from_state(part) for part in state]
-                else:
-                    measurements = score.measure(found.value, known)
-                yield method, found, score, measurements
+        running = self._running
+        for score in self.scores:
+            if score in running:
+                states = self._states[method, running.index(score)].value
+                yield score, [scoring.Measurement.from_state(state) for state in states]
+            else:
+                yield score, score.measure(self.maps[method].value, context)
 
-    def _maps(self, methods: Sequence[Chosen]) -> list[Artifact]:
-        def work(missing: list[int]) -> list[Any]:
-            found = self.evaluate(methods=[methods[m].spec for m in missing])
-            return [maps.cpu() for maps in found.maps]
+    @property
+    def _running(self) -> list[scoring.Score]:
+        return [score for score in self.scores if "model" in score.needs]
 
-        return list(self.attributed.together([self._call(method) for method in methods], work))
-
-    def _states(
-        self, methods: Sequence[Chosen], maps: list[Artifact], scores: list[scoring.Score]
-    ) -> dict[tuple[int, int], Artifact]:
+    @cached_property
+    def _states(self) -> dict[tuple[int, int], Artifact]:
+        """Of scores that run the model, by (method, score)."""
+        methods, maps, scores = self.methods, self.maps, self._running
         cells = [(m, s) for m in range(len(methods)) for s in range(len(scores))]
 
         def work(missing: list[int]) -> list[Any]:

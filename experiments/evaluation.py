@@ -63,6 +63,7 @@ def evaluate(
     known: Mapping[int, Tensor] | None = None,
     wanted: Collection[tuple[int, int]] | None = None,
     batch_size: int | None = None,
+    channels_last: bool = False,
 ) -> Evaluation:
     """Run methods and scores on the samples x [N, ...] of true classes y [N].
 
@@ -73,6 +74,7 @@ def evaluate(
         wanted: the cells (method, score) to measure; all by default.
         background: samples [M, ...] that stand for the data, as `attribution.attribute` has it.
         prediction, truth, regions, meta: what is known of the samples, see `scoring.Context`.
+        channels_last: see `passes.channels_last`; changes the last bits.
 
     Raises:
         ValueError: whatever a method or a score says of what it was given, naming itself.
@@ -110,7 +112,11 @@ def evaluate(
         or any("model" in score.needs for score in asked)
         or (asks_prediction and prediction is None)
     )
-    with driver.untouched(model), passes.counted(model) as count:
+    with (
+        driver.untouched(model),
+        passes.channels_last(model, channels_last),
+        passes.counted(model) as count,
+    ):
         for rows, batch in driver.batches(
             model, x, where, baseline=baseline, seed=seed, indices=numbers, truth=truth,
             background=background, batch_size=batch_size,

@@ -80,6 +80,24 @@ def counted(model: nn.Module) -> Iterator[Count]:
         handle.remove()
 
 
+@contextmanager
+def channels_last(model: nn.Module, wanted: bool = True) -> Iterator[None]:
+    """The weights of 2-d convolutions with their channels innermost, inside the block.
+
+    Passes of convolutional networks on images are two to three times as fast on a CPU, and on a
+    GPU in half precision; results differ in the last bits. The layout is put back afterwards.
+    """
+    moved = [p for p in model.parameters() if wanted and p.ndim == 4]
+    before = [parameter.data for parameter in moved]
+    for parameter in moved:
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for parameter, data in zip(moved, before, strict=True):
+            parameter.data = data
+
+
 _rows: weakref.WeakKeyDictionary[nn.Module, dict[Any, int]] = weakref.WeakKeyDictionary()
 
 

@@ -40,6 +40,7 @@ class Explained:
     dataset: str
     model: Mapping[str, Any]
     seed: int
+    fold: int
     method: str
     method_params: Mapping[str, Any]
     library: str
@@ -61,6 +62,7 @@ def rows(explained: Explained, score: Any, measurements: Sequence[Any]) -> list[
         "model": explained.model["name"],
         "model_params": canonical({k: v for k, v in explained.model.items() if k != "name"}),
         "seed": explained.seed,
+        "fold": explained.fold,
         "method": explained.method,
         "method_params": canonical(dict(explained.method_params)),
         "library": explained.library,
@@ -79,9 +81,8 @@ def rows(explained: Explained, score: Any, measurements: Sequence[Any]) -> list[
 
 def _number(measurement: Any) -> dict[str, Any]:
     facets = {name: measurement.facets.get(name) for name in FACETS}
-    unknown = set(measurement.facets) - set(FACETS)
-    if unknown:
-        raise ValueError(f"a row has no column for the facets {sorted(unknown)}")
+    others = {name: measurement.facets[name] for name in measurement.facets if name not in FACETS}
+    facets["facets"] = canonical(others)
     for name in ("class", "bucket", "threshold"):
         facets[name] = None if facets[name] is None else str(facets[name])
     samples = measurement.samples
@@ -144,9 +145,10 @@ def _schema() -> pyarrow.Schema:
 
     text = ("study", "dataset", "model", "model_params", "method", "method_params", "library",
             "family", "score", "score_params", "direction", "class", "bucket", "threshold",
-            "data_key", "model_key", "map_key")  # fmt: skip
+            "facets", "data_key", "model_key", "map_key")  # fmt: skip
     kinds = dict.fromkeys(text, pa.string())
-    kinds |= {"seed": pa.int64(), "n": pa.int64(), "control": pa.bool_(), "headline": pa.bool_()}
+    kinds |= dict.fromkeys(("seed", "fold", "n"), pa.int64())
+    kinds |= {"control": pa.bool_(), "headline": pa.bool_()}
     kinds |= dict.fromkeys(("percent", "value", "sd", "model_accuracy"), pa.float64())
     kinds["samples"] = pa.list_(pa.float32())
     return pa.schema(list(kinds.items()))

@@ -524,7 +524,24 @@ def report(
     opened = _existing(sweep, db)
     selection = _select(where)
     found = _summary(opened, selection)
-    _console().print(_write_report(opened, found, opened.status(selection), output))
+    page = _write_report(opened, found, opened.status(selection), output)
+    _write_study_figures(opened, selection, page.parent)
+    _console().print(page)
+
+
+def _write_study_figures(opened: Sweep, selection: dict[str, Any] | None, folder: Path) -> None:
+    """The figures of the sweep's study, one at a time: there are dozens."""
+    from analysis import andor, figures
+
+    rows = opened.scores(selection, samples=True)
+    if not (rows["study"] == "andor").any():
+        return
+    console = _console()
+    with console.status("figures of the study"):
+        for name, draw in andor.drawings(rows).items():
+            figures.save({name: draw()}, folder)
+    for line in andor.missing(rows):
+        console.print(f"[dim]{line}[/]")
 
 
 @app.command()

@@ -15,6 +15,7 @@ Importing this package, listing methods and checking their parameters import no 
 
 # Importing them registers their methods.
 from experiments.attribution import (  # noqa: F401
+    andor_presets,
     attention_methods,
     backprop_rules,
     cam_methods,

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from experiments import passes
     from experiments.attribution.batch import Batch
     from experiments.data.dataset import Truth
     from experiments.models import structure
 else:
     torch = lazy.load("torch")
+    passes = lazy.load("experiments.passes")
     structure = lazy.load("experiments.models.structure")
 
 
@@ -35,6 +37,7 @@ def attribute(
     background: Tensor | None = None,
     batch_size: int | None = None,
     precision: Literal["full", "bfloat16"] = "full",
+    channels_last: bool = False,
 ) -> Tensor:
     """The maps of a method: float32, raw and signed, of the shape and on the device of `x`.
 
@@ -56,6 +59,8 @@ def attribute(
         batch_size: samples at a time; by default what suits the model and the device.
         precision: "bfloat16" runs a copy of the model in that precision, once a first part of
             the maps ranks the inputs as in full precision; see `precision.attribute_bfloat16`.
+        channels_last: the layout that makes convolutions on images faster; changes the last
+            bits, see `passes.channels_last`.
 
     Raises:
         ValueError: unknown method or parameter; a method that does not apply to this kind of
@@ -66,7 +71,7 @@ def attribute(
 
         return attribute_bfloat16(
             spec, model, x, target, baseline=baseline, seed=seed, indices=indices, truth=truth,
-            background=background, batch_size=batch_size,
+            background=background, batch_size=batch_size, channels_last=channels_last,
         )  # fmt: skip
     found, _ = resolve(spec)
     if isinstance(target, int):
@@ -75,7 +80,7 @@ def attribute(
     several = target.ndim == 2 and not target.is_floating_point()
     shape = (len(x), target.shape[1], *x.shape[1:]) if several else x.shape
     maps = torch.empty(shape, dtype=torch.float32, device=x.device)
-    with untouched(model):
+    with untouched(model), passes.channels_last(model, channels_last):
         for rows, batch in batches(
             model, x, target, baseline=baseline, seed=seed, indices=indices, truth=truth,
             background=background, batch_size=batch_size,

@@ -2,61 +2,51 @@
 
 Schwenke & Atzmueller, *Saliency Methods are Encoders* (arXiv 2412.16204). A sample is a row of D
 symbols. Some symbols count as true; AND, OR and XOR gates over neighbouring inputs, joined by one
-gate on top, give the class; the last inputs are used by no gate. The data are all S^D rows.
+gate on top, give the class, or a formula of any depth; the last inputs are used by no gate. The
+data are all S^D rows, or, where these are too many, a sample of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from experiments.data.andor_rows import (
+    MAX_ROWS,
+    digits_of,
+    is_true,
+    numbers_of,
+    sample_rows,
+    split_rows,
+)
 from experiments.data.dataset import Dataset, Split, Truth
+from experiments.data.formula import Gate, Kind, parse
 from experiments.data.sufficiency import MAX_INPUTS, minimal_sufficient_sets
 from experiments.messages import one_line
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
-MAX_ROWS = 2**20
 MASK_VALUE = -2.0  # what the study writes over a masked input; symbols lie in [-1, 1]
 
-Kind = Literal["and", "or", "exactly_one", "parity"]
 Count = Annotated[int, Field(ge=0)]
+Expression = Annotated[str, AfterValidator(lambda text: re.sub(r"\s*,\s*", ", ", text.strip()))]
 
-
-@dataclass(frozen=True)
-class Gate:
-    """A Boolean function of inputs (by number) and of other gates."""
-
-    kind: Kind
-    children: tuple[Gate | int, ...]
-
-    def __call__(self, bits: np.ndarray) -> np.ndarray:
-        """The value [...] of the gate for inputs `bits` (bool [..., D])."""
-        import numpy as np
-
-        values = [c(bits) if isinstance(c, Gate) else bits[..., c] for c in self.children]
-        true = np.sum(values, axis=0)
-        match self.kind:
-            case "and":
-                return true == len(self.children)
-            case "or":
-                return true > 0
-            case "exactly_one":
-                return true == 1
-            case "parity":
-                return true % 2 == 1
-
-    def to_json(self) -> dict[str, Any]:
-        children = [c.to_json() if isinstance(c, Gate) else c for c in self.children]
-        return {"kind": self.kind, "children": children}
-
-    @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> Gate:
-        children = (cls.from_json(c) if isinstance(c, dict) else c for c in tree["children"])
-        return cls(tree["kind"], tuple(children))
+# What an expression takes the place of.
+GATES = (
+    "ands", "and_arity", "ors", "or_arity", "xors", "xor_arity", "toplevel", "or_offset",
+    "xor_offset",
+)  # fmt: skip
 
 
 class AndorSpec(BaseModel):
@@ -70,6 +60,12 @@ class AndorSpec(BaseModel):
     `preset="paper"`: what the paper computed. The training rows are oversampled to balance
     *before* they are split into folds, so that copies of a row are in training and validation;
     the test rows are not split by class, and may lack one.
+
+    Gates that differ in size, or deeper formulas, are written as an `expression` over inputs
+    0, 1, ...: "and(0, or(1, 2, 3), xor(4, and(5, 6)))"; then `ands`, `and_arity`, ... `toplevel`
+    and the offsets stay at their defaults. What `xor` means is the parameter of that name.
+
+    `rows` takes that many distinct rows by chance instead of all of them, to be drawn by `seed`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,12 +78,14 @@ class AndorSpec(BaseModel):
     or_arity: Annotated[int, Field(ge=1)] = 2
     xors: Count = 1
     xor_arity: Annotated[int, Field(ge=1)] = 2
-    irrelevant: Annotated[int, Field(ge=0, le=20)] = 2
+    expression: Expression | None = None
+    irrelevant: Annotated[int, Field(ge=0, le=62)] = 2
     toplevel: Literal["and", "or", "xor"] = "and"
     xor: Literal["exactly_one", "parity"] = "exactly_one"
     or_offset: Count = 0
     xor_offset: Count = 0
     redundant: tuple[tuple[int, int], ...] = ()
+    rows: Annotated[int, Field(ge=2, le=MAX_ROWS)] | None = None
     test_size: Annotated[float, Field(ge=0, lt=1)] = 0.0
     preset: Literal["fixed", "paper"] = "fixed"
     fold: Count = 0
@@ -96,7 +94,8 @@ class AndorSpec(BaseModel):
 
     @property
     def arities(self) -> list[tuple[Kind, int]]:
-        """Kind and number of inputs of each gate, in the order of the inputs."""
+        """Kind and number of inputs of each gate, in the order of the inputs, if there is no
+        expression."""
         gates: list[tuple[Kind, int]] = []
         gates += [("and", self.and_arity)] * self.ands
         gates += [("or", self.or_arity - self.or_offset)] * self.ors
@@ -106,6 +105,8 @@ class AndorSpec(BaseModel):
     @property
     def used(self) -> int:
         """R, the number of inputs of the formula; the `irrelevant` ones come after them."""
+        if self.expression is not None:
+            return len(self.formula.inputs)
         return sum(arity for _, arity in self.arities)
 
     @property
@@ -115,6 +116,8 @@ class AndorSpec(BaseModel):
 
     @property
     def formula(self) -> Gate:
+        if self.expression is not None:
+            return parse(self.expression, self.xor)
         gates, first = [], 0
         for kind, arity in self.arities:
             gates.append(Gate(kind, tuple(range(first, first + arity))))
@@ -143,7 +146,10 @@ class AndorSpec(BaseModel):
             ]
         if not 0 < len(true) < self.symbols:
             return ["true_indexes: some symbols, but not all, must count as true"]
-        if not self.arities:
+        if self.expression is not None:
+            if complaint := self._expression_complaint():
+                return [complaint]
+        elif not self.arities:
             return ["ands, ors and xors are all 0: the formula needs at least one gate"]
         for kind in ("or", "xor"):
             arity, offset = getattr(self, f"{kind}_arity"), getattr(self, f"{kind}_offset")
@@ -154,10 +160,17 @@ class AndorSpec(BaseModel):
                 f"the formula has {self.used} inputs; its truth is computed for at most "
                 f"{MAX_INPUTS}: use fewer gates or smaller arities"
             ]
-        if (rows := self.symbols**self.inputs) > MAX_ROWS:
+        rows = self.symbols**self.inputs
+        if rows > MAX_ROWS and self.rows is None:
             return [
                 f"{self.symbols} symbols at {self.inputs} inputs are {rows:,} rows; at most "
-                f"{MAX_ROWS:,} are enumerated: use fewer symbols or inputs"
+                f"{MAX_ROWS:,} are enumerated: use fewer symbols or inputs, or give rows, the "
+                f"number to draw of them"
+            ]
+        if rows >= 2**63:
+            return [
+                f"{self.symbols} symbols at {self.inputs} inputs are more than 2^63 rows: use "
+                f"fewer symbols or inputs"
             ]
         sources, copies = {s for s, _ in self.redundant}, [c for _, c in self.redundant]
         if not (sources | set(copies)) <= set(range(self.used)):
@@ -166,108 +179,37 @@ class AndorSpec(BaseModel):
             ]
         if len(set(copies)) != len(copies) or sources & set(copies):
             return ["redundant: an input is copied to at most once, and never from a copy"]
+        distinct = self.symbols ** (self.inputs - len(copies))
+        if self.rows is not None and self.rows > distinct:
+            return [f"rows: {self.rows:,} of only {distinct:,} distinct rows; give fewer, or none"]
         if self.fold >= self.folds:
             return [f"fold: {self.fold} must be less than folds, {self.folds}"]
         return []
 
-
-def enumerate_rows(spec: AndorSpec) -> np.ndarray:
-    """Symbol indexes int64 [S^D, D] of all rows: input j of row r is floor(r / S^j) mod S.
-
-    The first input changes fastest. Redundant inputs are overwritten, so rows may repeat.
-    """
-    import numpy as np
-
-    scale = spec.symbols ** np.arange(spec.inputs)
-    digits = np.arange(spec.symbols**spec.inputs)[:, None] // scale % spec.symbols
-    for source, copy in spec.redundant:
-        digits[:, copy] = digits[:, source]
-    return digits
-
-
-def is_true(spec: AndorSpec, digits: np.ndarray) -> np.ndarray:
-    """Whether each symbol counts as true, bool like `digits`."""
-    import numpy as np
-
-    return np.isin(digits, spec.true_indexes)
-
-
-def split_rows(
-    spec: AndorSpec, digits: np.ndarray, y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row numbers of train, validation and test, as the spec's preset wants them."""
-    return _paper_split(spec, y) if spec.preset == "paper" else _fixed_split(spec, digits, y)
-
-
-def _fixed_split(
-    spec: AndorSpec, digits: np.ndarray, y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    import numpy as np
-    from sklearn.model_selection import StratifiedKFold, train_test_split
-
-    code = digits @ spec.symbols ** np.arange(spec.inputs)
-    rows = np.flatnonzero(code == np.arange(len(code)))  # the first of equal rows
-    if not spec.test_size:
-        return rows, rows, rows
-    try:
-        rest, test = train_test_split(
-            rows, test_size=spec.test_size, random_state=spec.seed, stratify=y[rows]
-        )
-        if np.bincount(y[rest]).min() < spec.folds:
-            raise ValueError(f"a class has fewer rows than folds ({spec.folds})")
-        folds = StratifiedKFold(spec.folds, shuffle=True, random_state=spec.seed)
-        train, validation = list(folds.split(rest, y[rest]))[spec.fold]
-    except ValueError as error:
-        counts = np.bincount(y[rows]).tolist()
-        raise ValueError(
-            f"andor: classes of {counts} rows cannot be split by class with test_size "
-            f"{spec.test_size} and {spec.folds} folds: {error}"
-        ) from None
-    return rest[train], rest[validation], test
-
-
-def _paper_split(spec: AndorSpec, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    import numpy as np
-    from sklearn.model_selection import StratifiedKFold, train_test_split
-    from sklearn.utils import shuffle
-
-    rows = test = shuffle(np.arange(len(y)), random_state=spec.seed)
-    if spec.test_size:
-        rows, test = train_test_split(
-            rows, test_size=spec.test_size, shuffle=True, random_state=spec.seed
-        )
-    rows = _oversample(rows, y)
-    if not spec.test_size:
-        return rows, rows, test  # every fold is all rows: folds differ only by their seeds
-    folds = StratifiedKFold(spec.folds, shuffle=True, random_state=spec.seed)
-    train, validation = list(folds.split(rows, y[rows]))[spec.fold]
-    return rows[train], rows[validation], test
-
-
-def _oversample(rows: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Append random copies of rows until no class is rarer than another.
-
-    The draws are those of imbalanced-learn's `RandomOverSampler(random_state=0)`.
-    """
-    import numpy as np
-
-    random = np.random.RandomState(0)
-    counts = np.bincount(y[rows])
-    copies = [
-        random.choice(np.flatnonzero(y[rows] == label), size=counts.max() - count)
-        for label, count in enumerate(counts)
-        if 0 < count < counts.max()
-    ]
-    return np.concatenate([rows, *(rows[chosen] for chosen in copies)])
+    def _expression_complaint(self) -> str | None:
+        try:
+            found = self.formula.inputs
+        except ValueError as error:
+            return f"expression: {error}"
+        if missing := set(range(max(found) + 1)) - found:
+            return (
+                f"expression: {self.expression!r} has no input {min(missing)}; number them 0, 1, "
+                f"... without gaps (irrelevant inputs come after them, by irrelevant)"
+            )
+        for name in GATES:
+            if getattr(self, name) != AndorSpec.model_fields[name].default:
+                return f"{name}: has no effect with an expression; leave it out"
+        return None
 
 
 def generate(spec: dict[str, Any] | AndorSpec) -> Dataset:
-    """All rows of a formula, split, with the minimal sufficient sets of the test rows.
+    """The rows of a formula, split, with the minimal sufficient sets of the test rows.
 
     `x` is float32 [N, D]; an `index` is a row's number in the enumeration. `meta` holds the spec,
     the formula as a tree and the values of the symbols.
 
-    Raises ValueError, in one line, if the spec is no dataset or its formula is constant.
+    Raises ValueError, in one line, if the spec is no dataset or its formula is constant (in the
+    rows drawn, if not all are taken).
     """
     import numpy as np
     import torch
@@ -279,19 +221,20 @@ def generate(spec: dict[str, Any] | AndorSpec) -> Dataset:
             raise ValueError(one_line("andor", error, AndorSpec.model_fields)) from None
 
     formula = spec.formula
-    digits = enumerate_rows(spec)
+    numbers = sample_rows(spec) if spec.rows else np.arange(spec.symbols**spec.inputs)
+    digits = digits_of(spec, numbers)
     bits = is_true(spec, digits)
     y = formula(bits).astype(np.int64)
     if y.min() == y.max():
         raise ValueError(f"andor: the formula is always {bool(y[0])}; there is only one class")
-    train, validation, test = split_rows(spec, digits, y)
+    train, validation, test = split_rows(spec, numbers_of(spec, digits) == numbers, y)
 
     x = torch.tensor(spec.values, dtype=torch.float32)[torch.from_numpy(digits)]
     labels = torch.from_numpy(y)
 
     def split(rows: np.ndarray) -> Split:
-        index = torch.from_numpy(rows)
-        return Split(x[index], labels[index], index)
+        where = torch.from_numpy(rows)
+        return Split(x[where], labels[where], torch.from_numpy(numbers[rows]))
 
     return Dataset(
         train=split(train),
@@ -312,6 +255,21 @@ def generate(spec: dict[str, Any] | AndorSpec) -> Dataset:
     )
 
 
+def truth_of(samples: Dataset, x: torch.Tensor) -> Truth:
+    """What `samples.truth` says of the test rows, of any rows x [N, D] of the same formula."""
+    import dataclasses
+
+    import numpy as np
+    import torch
+
+    spec = AndorSpec.model_validate(samples.meta["spec"])
+    symbols = torch.tensor(spec.values, dtype=x.dtype)
+    digits = (x.unsqueeze(-1) - symbols).abs().argmin(-1).numpy()
+    pattern = is_true(spec, digits)[:, : spec.used] @ (1 << np.arange(spec.used))
+    assert samples.truth is not None
+    return dataclasses.replace(samples.truth, pattern=torch.from_numpy(pattern))
+
+
 def _truth(spec: AndorSpec, bits: np.ndarray) -> Truth:
     import numpy as np
     import torch
@@ -325,5 +283,5 @@ def _truth(spec: AndorSpec, bits: np.ndarray) -> Truth:
         sufficient=torch.from_numpy(np.pad(sets, ((0, 0), (0, 0), (0, spec.irrelevant)))),
         valid=torch.from_numpy(valid),
         pattern=torch.from_numpy(bits[:, : spec.used] @ (1 << np.arange(spec.used))),
-        irrelevant=torch.arange(spec.inputs) >= spec.used,
+        irrelevant=~torch.from_numpy(np.pad(sets.any((0, 1)), (0, spec.irrelevant))),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +54,8 @@ class ResidualBlock(nn.Module):
         self.second = convolution(after, 3)
         self.unused: nn.Parameter | None = None
         if paper:
-            weight: Tensor = self.second[0].weight
-            self.unused = nn.Parameter(weight.detach(), requires_grad=False)
+            dropped: Any = self.second[0]
+            self.unused = nn.Parameter(dropped.weight.detach(), requires_grad=False)
             self.second = self.second[1:]
         self.skip = convolution(before, 1) if skip else None
         self.sum = Sum() if skip else None
@@ -194,17 +195,9 @@ class AndorTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of inputs [B, D]."""
-        return self.read(self.embed(x))
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Tokens [B, L, d] of inputs [B, D]; L is D, or D + 1 with the CLS token."""
         tokens = x[:, :, None] + self.positions
         if self.cls is not None:
             tokens = torch.cat([self.cls.expand(len(x), -1, -1), tokens], 1)
-        return tokens
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Logits [B, C] of tokens."""
         return self.head(self.flatten(self.blocks(tokens)))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ class Stack:
     """K models, copied, as one function of [K, B, ...].
 
     Attributes:
-        values: [K, P], the parameters to be trained, one model per row. To be changed in place.
+        values: [K · P], the parameters to be trained, one after the other, each of all models.
+            To be changed in place.
         parameters: views of them by name, [K, ...], each a leaf to differentiate by.
         buffers: what else makes up the models, by name, [K, ...]: buffers, frozen parameters.
 
@@ -34,12 +36,13 @@ class Stack:
             for name in tensors[0]
             if name not in trained
         }
-        rows = [torch.cat([of_model[name].flatten() for name in trained]) for of_model in tensors]
-        self.values = torch.stack(rows)
-        self.parameters = self._views()
+        self.values = torch.cat(
+            [of_model[name].flatten() for name in trained for of_model in tensors]
+        )
+        self.parameters = self._views(len(models))
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(next(iter(self.parameters.values())))
 
     def __call__(self, x: Tensor, dropout: noise.Noise | None = None) -> Tensor:
         """Logits [K, B, C] of x [K, B, ...]; in training mode if there is noise for dropout."""
@@ -49,19 +52,32 @@ class Stack:
         return self._mapped(x, dropout)
 
     def gradient(self, loss: Tensor) -> Tensor:
-        """[K, P] of a sum of losses, one per model."""
+        """[K · P] of a sum of losses, one per model."""
         gradients = torch.autograd.grad(
             loss, list(self.parameters.values()), allow_unused=True, materialize_grads=True
         )
-        return torch.cat([gradient.reshape(len(self), -1) for gradient in gradients], 1)
+        return torch.cat([gradient.flatten() for gradient in gradients])
 
     def select(self, rows: Tensor) -> None:
         """Goes on with the models of these rows only."""
-        self.values = self.values[rows]
+        self.values = self.chosen(self.values, rows)
         self.buffers = {name: tensor[rows] for name, tensor in self.buffers.items()}
-        self.parameters = self._views()
+        self.parameters = self._views(len(rows))
 
-    def copy(self, rows: list[int], source: Stack, source_rows: list[int]) -> None:
+    def chosen(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Of numbers that lie as `values` do, those of the models of these rows."""
+        sizes = [parameter.numel() for parameter in self.parameters.values()]
+        return torch.cat([part.view(len(self), -1)[rows].flatten() for part in values.split(sizes)])
+
+    def clone(self) -> Stack:
+        """A stack of its own with the same numbers."""
+        other = copy.copy(self)
+        other.values = self.values.clone()
+        other.buffers = {name: tensor.clone() for name, tensor in self.buffers.items()}
+        other.parameters = other._views(len(self))
+        return other
+
+    def overwrite(self, rows: list[int], source: Stack, source_rows: list[int]) -> None:
         """Overwrites models of this stack with models of another one."""
         to = torch.tensor(rows, dtype=torch.int64, device=self.values.device)
         of = torch.tensor(source_rows, dtype=torch.int64, device=self.values.device)
@@ -78,22 +94,18 @@ class Stack:
             old.copy_(new)
 
     def _all(self) -> list[Tensor]:
-        return [self.values, *self.buffers.values()]
+        return [*(p.detach() for p in self.parameters.values()), *self.buffers.values()]
 
     def write(self, row: int, model: nn.Module) -> None:
         """Gives `model` the parameters and buffers of a row."""
         target = _tensors(model)
-        sizes = [shape.numel() for shape in self.shapes.values()]
-        for name, part in zip(self.shapes, self.values[row].split(sizes), strict=True):
-            target[name].copy_(part.view_as(target[name]))
-        for name, tensor in self.buffers.items():
-            target[name].copy_(tensor[row])
+        for name, tensor in [*self.parameters.items(), *self.buffers.items()]:
+            target[name].copy_(tensor.detach()[row])
 
-    def _views(self) -> dict[str, Tensor]:
-        sizes = [shape.numel() for shape in self.shapes.values()]
-        parts = self.values.detach().split(sizes, 1)
+    def _views(self, models: int) -> dict[str, Tensor]:
+        parts = self.values.detach().split([models * s.numel() for s in self.shapes.values()])
         return {
-            name: part.view(len(self), *shape).requires_grad_()
+            name: part.view(models, *shape).requires_grad_()
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
@@ -128,13 +140,11 @@ def one_architecture(models: Sequence[nn.Module]) -> None:
         found = _layout(model)
         if found == expected:
             continue
-        name = next((n for n in expected if expected[n] != found.get(n)), None) or next(
-            n for n in found if n not in expected
-        )
+        name = next(n for n in [*expected, *found] if expected.get(n) != found.get(n))
         raise ValueError(
             f"model {position} is not of the architecture of model 0: "
-            f"{name or 'the model'} is {found.get(name, 'not there')}, "
-            f"there {expected.get(name, 'not there')}; stack each architecture on its own"
+            f"{name.strip() or 'it'} is {found.get(name, 'not there')}, in model 0 it is "
+            f"{expected.get(name, 'not there')}; stack each architecture on its own"
         )
 
 
@@ -145,9 +155,11 @@ def _layout(model: nn.Module) -> dict[str, str]:
         settings = {
             key: value
             for key, value in vars(module).items()
-            if key != "training" and isinstance(value, bool | int | float | str | tuple | None)
+            if key != "training"
+            and not key.startswith("_")
+            and isinstance(value, bool | int | float | str | tuple | None)
         }
-        layout[name] = f"{type(module).__qualname__} {settings}"
+        layout[name] = f"{type(module).__qualname__} {settings or ''}".strip()
     for name, tensor in _tensors(model).items():
         kind = f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
         layout[f"{name} "] = f"{list(tensor.shape)} {kind}"

@@ -104,7 +104,7 @@ class MinimalDCA(Assigned):
     def measure(self, maps: Tensor, context: Context) -> list[Measurement]:
         bits, formula = formula_of(context)
         gates = logic.flat_gates(formula, "minimal_dca")
-        said = [torch.from_numpy(np.asarray(gate(bits.cpu().numpy()))) for gate in gates]
+        said = [torch.from_numpy(np.asarray(gate(bits.cpu().numpy()))) for gate, _ in gates]
         truths = torch.stack(said, 1).to(bits.device).long()
         values, symbols = context.x.flatten(1).unique(return_inverse=True)
         names = list(logic.input_gates(formula))
@@ -112,7 +112,7 @@ class MinimalDCA(Assigned):
         for t, visible in self.kept(maps, context):
             codes = (symbols + 1) * visible
             groups = torch.stack(
-                [logic.group(codes[:, list(gate.children)], len(values) + 1) for gate in gates], 1
+                [logic.group(codes[:, inputs], len(values) + 1) for _, inputs in gates], 1
             )
             apart = groups + torch.arange(len(gates), device=groups.device) * len(groups)
             classes, agreed = self.assigned(context, t)

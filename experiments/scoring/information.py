@@ -16,7 +16,7 @@ from pydantic import Field
 
 from experiments import lazy
 from experiments.scoring.base import Context, Measurement, metric
-from experiments.scoring.truth import PAPER, Masking, label
+from experiments.scoring.truth import PAPER, Masking, Threshold, label
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,7 @@ class Reading(Masking):
 
     draws: how often each mask's visible inputs are moved to random places, for the control: the
     number of visible inputs of every sample, and what that says of the class, stay as they are.
+    At "baseline", which masks all irrelevant inputs of any map, they go to the others only.
     """
 
     estimate: Literal["plug_in", "held_out"] = "plug_in"
@@ -71,12 +72,18 @@ class Reading(Masking):
 
         return read
 
-    def moved(self, visible: Tensor, context: Context) -> list[Tensor]:
-        """`draws` times the mask [N, D] with its visible inputs elsewhere."""
+    def moved(self, threshold: Threshold, visible: Tensor, context: Context) -> list[Tensor]:
+        """`draws` times the mask [N, D] with its visible inputs elsewhere.
+
+        Where a threshold masks every irrelevant input, by its rule and for any map, they stay so.
+        """
         if not self.draws:
             return []
+        assert context.truth is not None
         indices = tuple(context.indices or range(len(context.y)))
         noise = _noise(context.seed, indices, self.draws, visible.shape[1]).to(visible.device)
+        if threshold == "baseline" and self.ties == "mask":
+            noise = noise.masked_fill(context.truth.irrelevant, -1.0)
         return [_moved(visible, numbers) for numbers in noise.unbind(1)]
 
 
@@ -95,7 +102,12 @@ def _moved(visible: Tensor, noise: Tensor) -> Tensor:
 
 
 @metric(
-    "bayes_accuracy", family="truth", direction="lower", range=(0, 1), needs={"baseline"}, source=PAPER
+    "bayes_accuracy",
+    family="truth",
+    direction="lower",
+    range=(0, 1),
+    needs={"baseline"},
+    source=PAPER,
 )
 @dataclass(frozen=True)
 class BayesAccuracy(Reading):
@@ -121,15 +133,16 @@ class BayesAccuracy(Reading):
             return logic.majority_correct(groups, context.y, parts)
 
         found = []
+        views: tuple[Seen, ...] = ("mask", "row")
         for t, visible in self.kept(maps, context):
-            random = self.moved(visible, context)
-            for seen in ("mask", "row"):
+            random = self.moved(t, visible, context)
+            for seen in views:
                 head = t == self.headline and seen == self.of
-                at = {"threshold": label(t), "bucket": seen}
-                found.append(Measurement.of(correct(visible, seen), headline=head, **at))
+                given, at = correct(visible, seen), label(t)
+                found.append(Measurement.of(given, headline=head, threshold=at, bucket=seen))
                 if random:
                     chance = torch.stack([correct(mask, seen) for mask in random]).mean(0)
-                    found.append(Measurement.of(chance, **{**at, "bucket": f"{seen} random"}))
+                    found.append(Measurement.of(chance, threshold=at, bucket=f"{seen} random"))
         return found
 
 
@@ -166,7 +179,7 @@ class InformationTest(Reading):
 
         found = []
         for t, visible in self.kept(maps, context):
-            chance = torch.stack([known(mask) for mask in self.moved(visible, context)]).mean(0)
+            chance = torch.stack([known(mask) for mask in self.moved(t, visible, context)]).mean(0)
             given = known(visible)
             at, head = label(t), t == self.headline
             found.append(Measurement.of(given, threshold=at, bucket="map"))

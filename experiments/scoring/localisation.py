@@ -243,6 +243,7 @@ def _placed(channels: Channels) -> None:
     direction="lower",
     range=(0, math.inf),
     needs={"region"},
+    source="Clark, Wilming & Haufe 2024",
 )
 @dataclass(frozen=True)
 class CentreDistance(Localisation):

@@ -150,13 +150,21 @@ def pointwise_information(groups: Tensor, y: Tensor, parts: Tensor | None = None
 # --- gates ---
 
 
-def flat_gates(formula: Gate, who: str) -> list[Gate]:
-    """The gates that the top gate joins. Raises ValueError unless they are gates of inputs."""
+def inputs_of(gate: Gate) -> list[int]:
+    """The inputs that a gate joins directly."""
+    return [child for child in gate.children if isinstance(child, int)]
+
+
+def flat_gates(formula: Gate, who: str) -> list[tuple[Gate, list[int]]]:
+    """The gates that the top gate joins, with their inputs.
+
+    Raises ValueError unless they are gates of inputs.
+    """
     from experiments.data.andor import Gate
 
-    gates = [gate for gate in formula.children if isinstance(gate, Gate)]
+    gates = [(gate, inputs_of(gate)) for gate in formula.children if isinstance(gate, Gate)]
     if len(gates) < len(formula.children) or any(
-        isinstance(child, Gate) for gate in gates for child in gate.children
+        len(inputs) < len(gate.children) for gate, inputs in gates
     ):
         raise ValueError(f"{who} is defined for gates of inputs only, not for a nested formula")
     return gates
@@ -169,8 +177,7 @@ def input_gates(formula: Gate) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
 
     def visit(gate: Gate) -> None:
-        inputs = [child for child in gate.children if not isinstance(child, Gate)]
-        if inputs:
+        if inputs := inputs_of(gate):
             kind = "xor" if gate.kind in ("exactly_one", "parity") else gate.kind
             found[f"{kind}{sum(name.rstrip('0123456789') == kind for name in found)}"] = inputs
         for child in gate.children:
@@ -193,8 +200,7 @@ def guess(visible: Tensor, bits: Tensor, formula: Gate) -> Tensor:
     proof of 0 where the original wants exactly two.
     """
     values = []
-    for gate in flat_gates(formula, "logical_accuracy_statistics"):
-        inputs = list(gate.children)
+    for gate, inputs in flat_gates(formula, "logical_accuracy_statistics"):
         value = torch.where(visible[:, inputs], bits[:, inputs].long(), -1)
         values.append(_guess_gate(gate.kind, value))
     return _guess_gate(formula.kind, torch.stack(values, 1))

@@ -34,8 +34,8 @@ def strongest_set(maps: Tensor, bits: Tensor, formula: Gate, y: Tensor) -> Tenso
     nothing_true = (y == 0) & (formula.kind == "exactly_one")
     floor = torch.where(nothing_true, 0.0, -1.0).to(maps.dtype)
     strengths, values = [], []
-    for gate in flat_gates(formula, 'nib with preset "paper"'):
-        scores, true = maps[:, list(gate.children)], bits[:, list(gate.children)]
+    for gate, inputs in flat_gates(formula, 'nib with preset "paper"'):
+        scores, true = maps[:, inputs], bits[:, inputs]
         weakest = scores.amin(1)
         match gate.kind:
             case "and":
@@ -105,8 +105,7 @@ def speaks_for_class(maps: Tensor, bits: Tensor, y: Tensor, formula: Gate) -> Te
     """
     agrees = bits == y.bool().unsqueeze(1)
     counted = torch.zeros_like(bits, dtype=torch.long)
-    for gate in flat_gates(formula, 'gib with definition "paper" or "relevant"'):
-        inputs = list(gate.children)
+    for gate, inputs in flat_gates(formula, 'gib with definition "paper" or "relevant"'):
         if gate.kind in ("and", "or"):
             counted[:, inputs] = agrees[:, inputs].long()
         elif gate.kind == "exactly_one":

@@ -58,9 +58,7 @@ def per_class(samples: Tensor, y: Tensor) -> list[Measurement]:
     ]
 
 
-@metric(
-    "nib", family="truth", direction="lower", range=(0, 1), needs={"baseline"}, source=PAPER
-)
+@metric("nib", family="truth", direction="lower", range=(0, 1), needs={"baseline"}, source=PAPER)
 @dataclass(frozen=True)
 class NIB(Score):
     """Needed information below baseline: an irrelevant input outranks every sufficient set.
@@ -87,9 +85,7 @@ class NIB(Score):
         return per_class(logic.below(needed, peak, self.ties), context.y)
 
 
-@metric(
-    "gib", family="truth", direction="lower", range=(0, 1), needs={"baseline"}, source=PAPER
-)
+@metric("gib", family="truth", direction="lower", range=(0, 1), needs={"baseline"}, source=PAPER)
 @dataclass(frozen=True)
 class GIB(Score):
     """General information below baseline: how often an informative input is outranked.
@@ -153,7 +149,12 @@ class Masking(Score):
 
 
 @metric(
-    "logical_accuracy", family="truth", direction="higher", range=(0, 1), needs={"baseline"}, source=PAPER
+    "logical_accuracy",
+    family="truth",
+    direction="higher",
+    range=(0, 1),
+    needs={"baseline"},
+    source=PAPER,
 )
 @dataclass(frozen=True)
 class LogicalAccuracy(Masking):
@@ -202,7 +203,12 @@ class LogicalAccuracyStatistics(Masking):
 
 
 @metric(
-    "masked_share", family="truth", direction="lower", range=(0, 1), needs={"baseline"}, source=PAPER
+    "masked_share",
+    family="truth",
+    direction="lower",
+    range=(0, 1),
+    needs={"baseline"},
+    source=PAPER,
 )
 @dataclass(frozen=True)
 class MaskedShare(Masking):

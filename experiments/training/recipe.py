@@ -39,3 +39,28 @@ class Recipe(BaseModel):
     balanced: bool = True
     loss: Literal["cross_entropy", "mse_sigmoid"] = "cross_entropy"
     stop_at_loss: Positive | None = 0.01
+
+
+def paper_recipe(
+    width: int, *, epochs: int, batch_size: int, patience: int, warmup: int = 10_000
+) -> Recipe:
+    """How Schwenke & Atzmueller (2024, code) train a network of `width` channels or features.
+
+    Their rate is width^-½ · min(step^-½, step · warmup^-3/2), whose highest value is
+    1/√(width · warmup). They stop once *more* than `patience` epochs have passed since the best
+    one, we once so many have: ours is one more. Classes are balanced by copies of rows
+    (`AndorSpec(preset="paper")`), not by weights.
+    """
+    return Recipe(
+        learning_rate=(width * warmup) ** -0.5,
+        betas=(0.9, 0.99),
+        epsilon=1e-9,
+        schedule="noam",
+        warmup=warmup,
+        epochs=epochs,
+        batch_size=batch_size,
+        patience=patience + 1,
+        balanced=False,
+        loss="mse_sigmoid",
+        stop_at_loss=None,
+    )

@@ -27,7 +27,7 @@ from experiments.training.recipe import Recipe
 # Of all models together, in one forward pass: a CPU is fastest while its cache holds them.
 EVALUATED_ROWS = {"cpu": 1 << 12, "cuda": 1 << 17}
 WORTH_DROPPING = 1 / 8  # of a stack: the share of stopped models at which it is made smaller
-FORMAT = 1  # raise it when what is in the state of a group changes
+FORMAT = 2  # raise it when what is in the state of a group changes
 
 functional = torch.nn.functional
 
@@ -92,10 +92,10 @@ class Samples:
 
 
 class Adam:
-    """torch's fused one, for the rows of a stack, of which some are dropped on the way."""
+    """torch's fused one for a stack, of which some models are dropped on the way."""
 
     def __init__(self, stack: Stack, recipe: Recipe) -> None:
-        self.recipe = recipe
+        self.stack, self.recipe = stack, recipe
         self.values = stack.values
         self.optimiser = torch.optim.Adam(
             [self.values], betas=recipe.betas, eps=recipe.epsilon, fused=True
@@ -107,12 +107,15 @@ class Adam:
         self.optimiser.step()
         self.values.grad = None
 
-    def select(self, stack: Stack, rows: Tensor) -> Adam:
-        """The optimiser of `stack`, which these rows have become."""
-        selected = Adam(stack, self.recipe)
-        for name, tensor in self.optimiser.state[self.values].items():
-            kept = tensor[rows] if tensor.ndim else tensor
-            selected.optimiser.state[selected.values][name] = kept
+    def select(self, rows: Tensor) -> Adam:
+        """Goes on, with the stack, with the models of these rows: the optimiser of those."""
+        moments = {
+            name: self.stack.chosen(tensor, rows) if tensor.ndim else tensor
+            for name, tensor in self.optimiser.state[self.values].items()
+        }
+        self.stack.select(rows)
+        selected = Adam(self.stack, self.recipe)
+        selected.optimiser.state[selected.values].update(moments)
         return selected
 
 
@@ -146,7 +149,8 @@ class Group:
     ) -> None:
         self.models = models
         self.recipe = recipe
-        self.stack, self.best = Stack(models), Stack(models)
+        self.stack = Stack(models)
+        self.best = self.stack.clone()
         self.adam = Adam(self.stack, recipe)
         self.train = Samples.of(train, self.stack.values)
         same = all(left is right for left, right in zip(train, validation, strict=True))
@@ -218,13 +222,12 @@ class Group:
                     f"model {position} of {len(self.models)}: {error}"
                 ) from None
             self.running[row] = not progress.ended(self.recipe)
-        self.best.copy([self.position[row] for row in better], self.stack, better)
+        self.best.overwrite([self.position[row] for row in better], self.stack, better)
 
     def _keep(self, rows: list[int]) -> None:
         """Drops all rows but these: what follows costs that much less."""
         index = torch.tensor(rows, device=self.stack.values.device)
-        self.stack.select(index)
-        self.adam = self.adam.select(self.stack, index)
+        self.adam = self.adam.select(index)
         same = self.validation is self.train
         self.train = self.train.select(index)
         self.validation = self.train if same else self.validation.select(index)

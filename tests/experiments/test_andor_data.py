@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.data import Dataset
-from experiments.data.andor import AndorSpec, Gate, enumerate_rows, generate
+from experiments.data.andor import AndorSpec, Gate, generate
+from experiments.data.andor_rows import enumerate_rows
 from experiments.data.sufficiency import minimal_sufficient_sets
 
 Sets = set[frozenset[int]]

@@ -424,6 +424,7 @@ def _study(root, die=None, epoch=None) -> None:
                 model=config.model,
                 training=config.training.model_dump(mode="json"),
                 seed=0,
+                order=0,
                 dtype="float64",
             )
         except Interrupted:

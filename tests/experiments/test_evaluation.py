@@ -251,3 +251,21 @@ def test_a_batch_says_which_draw_belongs_to_whom(model, x, y):
         .uniform(1)
         .equal(batch.generator("a").uniform(1))
     )
+
+
+def test_channels_last_changes_the_last_bits_and_is_put_back(model, x, y):
+    single = nn.Sequential(*model).float()
+    try:
+        plain, laid = (
+            evaluation.evaluate(
+                single, x.float(), y, methods=["gradient", "lrp_epsilon_plus", "score_cam"],
+                scores=["deletion_auc"], channels_last=wanted,
+            )
+            for wanted in (False, True)
+        )  # fmt: skip
+        assert all(parameter.is_contiguous() for parameter in single.parameters())
+        for one, other in zip(plain.maps, laid.maps, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        assert plain.count == laid.count
+    finally:
+        model.double()

@@ -59,7 +59,8 @@ def test_a_score_is_its_config():
         assert resolve(spec_of(resolve(name))) == resolve(name)
         assert spec_of(resolve(name), defaults=False) == {"name": name}
     half = resolve({"name": "nib", "ties": "half"})
-    assert spec_of(half) == spec_of(half, defaults=False) == {"name": "nib", "ties": "half"}
+    assert spec_of(half, defaults=False) == {"name": "nib", "ties": "half"}
+    assert spec_of(half) == {"name": "nib", "ties": "half", "preset": "fixed"}
     assert resolve(half) is half
     assert len({half, resolve({"name": "nib", "ties": "half"}), resolve("nib")}) == 2
     masking = resolve({"name": "masked_share", "thresholds": ["baseline", 1], "headline": 1})

@@ -27,6 +27,9 @@ SPECS = [
 # Their values depend on all samples by definition.
 AGGREGATES = {"gib", "bayes_accuracy", "information_test", "full_dca", "minimal_dca"}
 
+# Their defaults show maps as they are.
+SCALED = {"mean_importance": {"of": "scaled"}}
+
 # What is known of the samples here: scores that need more are tested with it, elsewhere.
 KNOWN = {"truth", "baseline", "formula", "region"}
 MEASURABLE = [name for name, cls in scores().items() if cls.needs <= KNOWN]
@@ -156,7 +159,8 @@ def test_no_score_depends_on_positive_scale(case, scale):
     which, known, maps = case
     for name in MEASURABLE:
         if applicable(name, which):
-            found, expected = values(name, maps * scale, known), values(name, maps, known)
+            spec = {"name": name, **SCALED.get(name, {})}
+            found, expected = values(spec, maps * scale, known), values(spec, maps, known)
             assert found == pytest.approx(expected, abs=1e-9, nan_ok=True)
 
 

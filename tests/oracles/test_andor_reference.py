@@ -45,7 +45,7 @@ def by_threshold(spec: str | dict, maps: torch.Tensor, known: Context) -> list[f
 
 
 def bayes(maps: torch.Tensor, known: Context, bucket: str) -> list[float]:
-    found = resolve("bayes_accuracy").measure(maps, known)
+    found = resolve({"name": "bayes_accuracy", "draws": 0}).measure(maps, known)
     return [m.value for m in found if m.facets["bucket"] == bucket]
 
 

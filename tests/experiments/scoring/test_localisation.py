@@ -420,7 +420,7 @@ def test_information_in_masks_is_read_against_random_masks():
 
     def values(maps: torch.Tensor, **more: str) -> dict[str, float]:
         found = resolve({**test, **more}).measure(maps, context)
-        return {m.facets["of"]: m.value for m in found}
+        return {m.facets["bucket"]: m.value for m in found}
 
     said = torch.zeros(256, 8)
     said[:, :4] = data.test.y[:, None] * 2.0 - 1  # the mask is the class, and nothing else

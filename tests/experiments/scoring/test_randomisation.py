@@ -393,7 +393,10 @@ def test_every_method_explains_the_network_as_it_is_and_not_as_it_was():
     names = [
         name
         for name, known in methods().items()
-        if known.family in quick and known.applies_to("cnn") and not known.needs_truth
+        if known.family in quick
+        and known.applies_to("cnn")
+        and not known.needs_truth
+        and not name.startswith("andor_")  # for inputs [B, D]
     ]
     assert len(names) > 10
     for name in names:
