@@ -6,6 +6,7 @@ The annotations of a function's keyword-only parameters are its schema.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -70,6 +71,12 @@ def split(spec: str | Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]
     )
 
 
+@functools.cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Made once: a grid names the same parameters hundreds of times."""
+    return TypeAdapter(annotation, config=ConfigDict(strict=True))
+
+
 def check(what: str, declared: Mapping[str, Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given`, each value checked against its annotation (an int may stand for a float).
 
@@ -84,8 +91,7 @@ def check(what: str, declared: Mapping[str, Parameter], given: Mapping[str, Any]
             checked[name] = value
             continue
         try:
-            adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=ConfigDict(strict=True))
-            checked[name] = adapter.validate_python(value)
+            checked[name] = _adapter(annotation).validate_python(value)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Input ")
             raise ValueError(f"{what}: parameter {name!r} {reason}, got {value!r}") from None

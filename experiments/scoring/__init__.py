@@ -96,15 +96,23 @@ def _plugin(path: str) -> type[Score]:
     return cls
 
 
+@functools.cache
+def _adapter(cls: Any) -> Any:
+    """Made once: a grid of hundreds of experiments names the same scores again and again."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
 def _build(cls: type[Score], given: dict[str, Any]) -> Score:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     known = [item.name for item in fields(cls)]  # type: ignore[arg-type]
     for parameter in given:
         if parameter not in known:
             raise ValueError(f"score {cls.name!r}: {unknown('parameter', parameter, known)}")
     try:
-        return TypeAdapter(cls).validate_python(given)
+        return _adapter(cls).validate_python(given)
     except ValidationError as error:
         raise ValueError(one_line(f"score {cls.name!r}", error)) from None
 

@@ -93,7 +93,8 @@ class Config(BaseModel):
         folds: how many models are trained, each on its own fold; without a test size all folds
             have all rows, and differ by their seed.
         retrain: train the architecture (and a random forest, with `forest`) anew on rows masked
-            by each method's maps, at each of the `thresholds`.
+            by each method's maps, at each of the `thresholds`. Without, scores of retrained
+            models are left out, and the result says so.
         seed: of the weights, the order of batches, and every random draw.
     """
 
@@ -119,13 +120,11 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _what_scores_need(self) -> Config:
         """Found out now, and not after hours of training."""
-        trained = [*["network"] * self.retrain, *["forest"] * (self.retrain and self.forest)]
-        for spec in self.scores:
+        for spec in self.scores if self.retrain else ():
             score = scoring.resolve(spec)
             wanted = retraining_needed(score)
-            if wanted and wanted not in trained:
-                keys = "retrain: true" if wanted == "network" else "retrain: true and forest: true"
-                raise ValueError(f"score {score.name!r} needs retrained models: set {keys}")
+            if wanted == "forest" and not self.forest:
+                raise ValueError(f"score {score.name!r} needs retrained forests: set forest: true")
             missing = set(getattr(score, "thresholds", ())) - set(self.thresholds)
             if wanted and missing:
                 shown = ", ".join(sorted(map(str, missing)))
@@ -242,7 +241,8 @@ def study(config: Config) -> tuple[Table, dict[str, Any]]:
     kind = models.resolve(config.model)[0].kind
     methods = choose(config.methods)
     fit = [chosen for chosen in methods if chosen.method.applies_to(kind)]
-    scores = [scoring.resolve(spec) for spec in config.scores]
+    asked = [scoring.resolve(spec) for spec in config.scores]
+    scores = [score for score in asked if config.retrain or not retraining_needed(score)]
     folds = _folds(config)
     cells = [_cells(config, fold, fit, scores) for fold in folds]
     masked = _after_masking(config, folds, cells, fit) if config.retrain else {}
@@ -262,6 +262,7 @@ def study(config: Config) -> tuple[Table, dict[str, Any]]:
         for chosen in methods
         if chosen not in fit
     }
+    left_out |= {score.name: "needs retrain: true" for score in asked if score not in scores}
     outcomes = [fold.model.value for fold in folds]
     facts = {key: [outcome[key] for outcome in outcomes] for key in ("accuracy", "epochs")}
     if len(folds) == 1:

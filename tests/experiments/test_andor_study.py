@@ -110,11 +110,23 @@ def test_the_truth_of_any_rows_is_that_of_the_test_rows():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"retrain": False}, "'retrained_accuracy' needs retrained models: set retrain: true"),
-        ({"forest": False}, "'forest_accuracy' needs retrained models: .* forest: true"),
+        ({"forest": False}, "'forest_accuracy' needs retrained forests: set forest: true"),
         ({"thresholds": [0.5]}, "at which nothing is retrained: 1.0, baseline"),
     ],
 )
 def test_what_scores_lack_is_said_before_anything_is_trained(changed, message):
     with pytest.raises(ValueError, match=message):
         andor.Config.model_validate({**SMALL, **changed})
+
+
+def test_without_retraining_its_scores_are_left_out_and_named(tmp_path):
+    config = andor.Config.model_validate(
+        {**SMALL, "retrain": False, "folds": 1, "methods": ["random"], "training": {"epochs": 1}}
+    )
+    with using(Runtime(ArtifactStore(tmp_path))) as run:
+        table, facts = andor.study(config)
+    assert {row["score"] for row in table} == {"masked_share", "completeness"}
+    assert facts["not_applicable"] == dict.fromkeys(
+        ("retrained_accuracy", "forest_accuracy", "forest_importance"), "needs retrain: true"
+    )
+    assert "retrained" not in run.summary()
