@@ -17,7 +17,7 @@ Facts = list[tuple[str, str]]
 
 
 def methods(family: str | None = None) -> list[tuple[str, ...]]:
-    """Rows (name, library, cost, applies to, notes, what it does), by family.
+    """Rows (family, name, library, cost, applies to, notes, source, what it does), by family.
 
     Raises ValueError for a family that no method has.
     """
@@ -25,13 +25,15 @@ def methods(family: str | None = None) -> list[tuple[str, ...]]:
 
     found = _of_family(attribution.methods(), family)
     return [
-        (m.family, name, m.origin, m.passes, _kinds(m.models), _notes(m), m.summary)
+        (
+            m.family, name, m.origin, m.passes, _kinds(m.models), _notes(m), m.source, m.summary,
+        )
         for name, m in found
-    ]
+    ]  # fmt: skip
 
 
 def scores(family: str | None = None) -> list[tuple[str, ...]]:
-    """Rows (family, name, better, range, needs, what it says).
+    """Rows (family, name, better, range, cost, needs, source, what it says).
 
     Raises ValueError for a family that no score has.
     """
@@ -39,8 +41,8 @@ def scores(family: str | None = None) -> list[tuple[str, ...]]:
 
     return [
         (
-            s.family, name, ARROWS[s.direction], f"{s.range[0]:g} … {s.range[1]:g}",
-            ", ".join(sorted(s.needs)), s.summary,
+            s.family, name, ARROWS[s.direction], f"{s.range[0]:g} … {s.range[1]:g}", _cost(s()),
+            ", ".join(sorted(s.needs)), s.source, s.summary,
         )
         for name, s in _of_family(scoring.scores(), family)
     ]  # fmt: skip
@@ -82,14 +84,13 @@ def score_page(name: str) -> tuple[str, str, Facts, Facts, str]:
     from experiments import scoring
 
     score = scoring.resolve(name)
-    forwards, both = score.passes(SHAPE)
-    passes = [f"{forwards} F"] * bool(forwards) + [f"{both} FB"] * bool(both)
+    cost = _cost(score)
     facts = [
         ("family", score.family),
         ("better", f"{score.direction} {ARROWS[score.direction]}"),
         ("range", f"{score.range[0]:g} … {score.range[1]:g}"),
         ("needs", ", ".join(sorted(score.needs)) or "the maps alone"),
-        ("cost per sample", " + ".join(passes) + (" alone, at 3×32×32" if passes else "")),
+        ("cost per sample", f"{cost} alone, at 3×32×32" if cost else ""),
         ("source", score.source),
     ]
     hints = _hints(type(score))
@@ -101,6 +102,12 @@ def score_page(name: str) -> tuple[str, str, Facts, Facts, str]:
     defaults = {f.name: f.default for f in dataclasses.fields(score)}  # type: ignore[arg-type]
     page = [fact for fact in facts if fact[1]]
     return score.name, text, page, parameters, _yaml("scores", score.name, defaults)
+
+
+def _cost(score: Any) -> str:
+    """Passes per sample of the example shape; those of the method itself come on top."""
+    forwards, both = score.passes(SHAPE)
+    return " + ".join([f"{forwards} F"] * bool(forwards) + [f"{both} FB"] * bool(both))
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -662,6 +662,7 @@ def _follow(opened: Sweep, number: int) -> None:
 # ---- what there is -----------------------------------------------------------------------------
 
 
+WIDE = 180  # columns of a terminal that has room for a sentence on each method or score
 Family = Annotated[str | None, typer.Option(help="Only those of one family.")]
 
 
@@ -677,7 +678,7 @@ def methods(
         _page(*_known(catalogue.method_page, name))
         return
     _listing(
-        ("family", "method", "library", "cost", "applies to", "", "what it does"),
+        ("family", "method", "library", "cost", "applies to", "", "source", "what it does"),
         _known(catalogue.methods, family),
         "F: forward pass, FB: forward and backward. [bold]assay methods NAME[/] explains one. In a "
         "YAML file: [bold]methods: \\[name, {name: other, steps: 3}, my_module:function][/]",
@@ -696,7 +697,7 @@ def scores(
         _page(*_known(catalogue.score_page, name))
         return
     _listing(
-        ("family", "score", "better", "range", "needs", "what it says"),
+        ("family", "score", "better", "range", "cost", "needs", "source", "what it says"),
         _known(catalogue.scores, family),
         "[bold]assay scores NAME[/] explains one. "
         "In a YAML file: [bold]scores: \\[name, {name: other, ties: half}, my_module:MyScore][/]",
@@ -747,12 +748,16 @@ def _listing(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], footer: s
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    for title in header:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
     console = _console()
+    if not console.is_terminal:  # a file or a pipe has room
+        console.width = max(console.width, WIDE)
+    # The last column, a sentence each, needs room; without it the page of one has it.
+    shown = len(header) if console.width >= WIDE or len(header) < 6 else len(header) - 1
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    for position, title in enumerate(header[:shown]):
+        table.add_column(title, overflow="fold", no_wrap=position < 2)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row[:shown]))
     console.print(table)
     if footer:
         console.print(f"\n{footer}")

@@ -96,23 +96,22 @@ def _plugin(path: str) -> type[Score]:
     return cls
 
 
-@functools.cache
-def _adapter(cls: Any) -> Any:
-    """Made once: a grid of hundreds of experiments names the same scores again and again."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(cls)
+# Made once each: a grid of hundreds of experiments names the same scores again and again.
+_adapters: dict[type, Any] = {}
 
 
 def _build(cls: type[Score], given: dict[str, Any]) -> Score:
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     known = [item.name for item in fields(cls)]  # type: ignore[arg-type]
     for parameter in given:
         if parameter not in known:
             raise ValueError(f"score {cls.name!r}: {unknown('parameter', parameter, known)}")
     try:
-        return _adapter(cls).validate_python(given)
+        if cls not in _adapters:
+            _adapters[cls] = TypeAdapter(cls)
+        built: Score = _adapters[cls].validate_python(given)
+        return built
     except ValidationError as error:
         raise ValueError(one_line(f"score {cls.name!r}", error)) from None
 
