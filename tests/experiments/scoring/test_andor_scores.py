@@ -249,7 +249,7 @@ def test_full_dca_of_the_paper_is_zero_at_baseline_for_every_map(top, seed):
     known = after_retraining(maps, context(top))
     for name in ("full_dca", "minimal_dca"):
         found = measured({"name": name, "labels": "retrained"}, maps, known)
-        assert all(0 <= m.value <= 1 for m in found.values() if m.n)
+        assert all(0 <= m.value <= 1 + 1e-12 for m in found.values() if m.n)  # a mean
         if name == "full_dca":
             assert found[("baseline",)].n == 0 or found[("baseline",)].value == 0
     lost = replace(known, prediction=1 - known.y)
