@@ -28,9 +28,22 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from experiments import attribution, evaluation, passes, scoring  # noqa: E402
+from orchestrator.worker import MALLOC  # noqa: E402
 
 SHARE, PER_CALL = 1.1, 0.3e-3
 CLASSES = 10
+# Of an image, patches are ablated: 3,072 inputs one by one are a question of patience.
+PATCHES = {"features": "patches", "patch": 8}
+GIVEN: dict[str, dict[str, Any]] = dict.fromkeys(
+    ("lime", "kernel_shap", "shapley_sampling", "feature_ablation", "feature_permutation"), PATCHES
+)
+
+
+def as_in_a_worker() -> None:
+    """Start again with the allocator's settings that workers have, if this process lacks them."""
+    if not MALLOC.keys() <= os.environ.keys():
+        os.environ.update(MALLOC)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def network(side: int) -> nn.Module:
@@ -110,9 +123,11 @@ def measure(name: str, work: Callable[[], Any], model: nn.Module, one: Unit, n: 
     work()  # imports, and what is measured once per model
     with passes.counted(model) as count:
         work()
-    took = seconds(work, next(model.parameters()).device, 2, 1.0)
+    took = seconds(work, next(model.parameters()).device, 2, 0.4)
     limit = one.limit(count.forwards, count.backwards)
-    return Line(name, count.forwards, count.backwards, took, limit, n)
+    line = Line(name, count.forwards, count.backwards, took, limit, n)
+    print(" | ".join(line.cells()), file=sys.stderr, flush=True)
+    return line
 
 
 def methods(model: nn.Module, x: Tensor, target: Tensor, one: Unit, only: set[str]) -> list[Line]:
@@ -120,17 +135,21 @@ def methods(model: nn.Module, x: Tensor, target: Tensor, one: Unit, only: set[st
     for name, method in attribution.methods().items():
         if method.needs_truth or not method.applies_to("cnn") or (only and name not in only):
             continue
+        if name.startswith("andor_"):  # for the networks of that study
+            continue
         n = len(x)
 
-        def work(name: str = name, n: int = n) -> Tensor:
-            return attribution.attribute(name, model, x[:n], target[:n])
+        spec = {"name": name, **GIVEN.get(name, {})}
+
+        def work(spec: dict[str, Any] = spec, n: int = n) -> Tensor:
+            return attribution.attribute(spec, model, x[:n], target[:n])
 
         try:
             with passes.counted(model) as count:
-                attribution.attribute(name, model, x[:4], target[:4])
-            if count.rows / 4 > 400:
-                n = max(4, n // 8)
-                work.__defaults__ = (name, n)
+                attribution.attribute(spec, model, x[:2], target[:2])
+            if count.rows / 2 > 90:  # enough rows for full passes, and no minutes of waiting
+                n = max(2, n // 16)
+                work.__defaults__ = (spec, n)
             lines.append(measure(name, work, model, one, n))
         except ValueError as error:
             print(f"left out: {error}", file=sys.stderr)
@@ -173,6 +192,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
+    as_in_a_worker()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = torch.device(options.device)

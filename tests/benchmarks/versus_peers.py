@@ -23,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 import torch  # noqa: E402
-from passes import CLASSES, network  # noqa: E402
+from passes import CLASSES, as_in_a_worker, network  # noqa: E402
 from peers import methods, race, scores, whole  # noqa: E402
 
 PARTS = ("methods", "scores", "table")
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="names of methods or scores of ours")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
+    as_in_a_worker()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = torch.device(options.device)
