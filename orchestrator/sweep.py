@@ -65,6 +65,10 @@ class Sweep:
             orchestrator.grid.GridError: the file has a mistake; nothing was entered.
         """
         expanded = file if isinstance(file, grid.Grid) else grid.read(file)
+        with grid.uncollected():
+            return self._enter(expanded)
+
+    def _enter(self, expanded: grid.Grid) -> Added:
         known = self.queue.identities(expanded.identities)
         fresh = [d for d in expanded.documents if d["assay"]["identity"] not in known]
         if not fresh:
