@@ -26,114 +26,74 @@ def _bias(zero: bool) -> str:
     return "zero" if zero else "signed"
 
 
-@method(
-    "lrp_epsilon", library="assay", peer="zennit", family="lrp", passes="1 FB", models=RECTIFIED,
-    source="Bach et al. 2015",
-)  # fmt: skip
-def lrp_epsilon(
-    model: nn.Module,
-    x: Tensor,
-    target: Tensor,
-    *,
-    baseline: Tensor,
-    generator: SampleGenerators,
-    epsilon: Positive = 1e-6,
-    zero_bias: bool = False,
-) -> Tensor:
+def _epsilon_preset(
+    name: str, convolution: str, source: str, text: str, first: str = "none"
+) -> None:
+    """Registers a preset with a rule for convolutions, ε for linear layers, one for the first."""
+
+    def explain(
+        model: nn.Module,
+        x: Tensor,
+        target: Tensor,
+        *,
+        baseline: Tensor,
+        generator: SampleGenerators,
+        epsilon: Positive = 1e-6,
+        zero_bias: bool = False,
+    ) -> Tensor:
+        scheme = make_scheme(convolution, "epsilon", first, epsilon=epsilon, bias=_bias(zero_bias))
+        return engine.relevance(model, x, target, scheme)
+
+    explain.__doc__, explain.__qualname__ = text, name
+    method(
+        name, library="assay", peer="zennit", family="lrp", passes="1 FB", models=RECTIFIED,
+        source=source,
+    )(explain)  # fmt: skip
+
+
+_epsilon_preset(
+    "lrp_epsilon",
+    "epsilon",
+    "Bach et al. 2015",
     """LRP with the ε rule in every layer (Bach et al. 2015, equation 58).
 
     As ε goes to 0 this becomes input times gradient. Relevance that belongs to biases is lost;
     with `zero_bias` the inputs share it, which conserves the sum but divides by numbers near zero.
-    """
-    scheme = make_scheme("epsilon", "epsilon", epsilon=epsilon, bias=_bias(zero_bias))
-    return engine.relevance(model, x, target, scheme)
-
-
-@method(
-    "lrp_epsilon_plus", library="assay", peer="zennit", family="lrp", passes="1 FB",
-    models=RECTIFIED,
-    source="Montavon et al. 2019",
-)  # fmt: skip
-def lrp_epsilon_plus(
-    model: nn.Module,
-    x: Tensor,
-    target: Tensor,
-    *,
-    baseline: Tensor,
-    generator: SampleGenerators,
-    epsilon: Positive = 1e-6,
-    zero_bias: bool = False,
-) -> Tensor:
+    """,
+)
+_epsilon_preset(
+    "lrp_epsilon_plus",
+    "zplus",
+    "Montavon et al. 2019",
     """LRP with z⁺ in convolutions and ε in linear layers (Montavon et al. 2019).
 
     Relevance that belongs to biases is lost; with `zero_bias` the inputs share it.
-    """
-    scheme = make_scheme("zplus", "epsilon", epsilon=epsilon, bias=_bias(zero_bias))
-    return engine.relevance(model, x, target, scheme)
-
-
-@method(
-    "lrp_epsilon_plus_flat", library="assay", peer="zennit", family="lrp", passes="1 FB",
-    models=RECTIFIED,
-    source="Lapuschkin et al. 2019",
-)  # fmt: skip
-def lrp_epsilon_plus_flat(
-    model: nn.Module,
-    x: Tensor,
-    target: Tensor,
-    *,
-    baseline: Tensor,
-    generator: SampleGenerators,
-    epsilon: Positive = 1e-6,
-    zero_bias: bool = False,
-) -> Tensor:
-    """As `lrp_epsilon_plus`, with the flat rule in the first layer (Lapuschkin et al. 2019)."""
-    scheme = make_scheme("zplus", "epsilon", "flat", epsilon=epsilon, bias=_bias(zero_bias))
-    return engine.relevance(model, x, target, scheme)
-
-
-@method(
-    "lrp_alpha2_beta1", library="assay", peer="zennit", family="lrp", passes="1 FB",
-    models=RECTIFIED,
-    source="Bach et al. 2015",
-)  # fmt: skip
-def lrp_alpha2_beta1(
-    model: nn.Module,
-    x: Tensor,
-    target: Tensor,
-    *,
-    baseline: Tensor,
-    generator: SampleGenerators,
-    epsilon: Positive = 1e-6,
-    zero_bias: bool = False,
-) -> Tensor:
+    """,
+)
+_epsilon_preset(
+    "lrp_epsilon_plus_flat",
+    "zplus",
+    "Lapuschkin et al. 2019",
+    "As `lrp_epsilon_plus`, with the flat rule in the first layer (Lapuschkin et al. 2019).",
+    first="flat",
+)
+_epsilon_preset(
+    "lrp_alpha2_beta1",
+    "alpha_beta",
+    "Bach et al. 2015",
     """LRP with α=2, β=1 in convolutions and ε in linear layers (Bach et al. 2015).
 
     Relevance that belongs to biases is lost; with `zero_bias` the inputs share it. Magnitudes
     grow with depth.
-    """
-    scheme = make_scheme("alpha_beta", "epsilon", epsilon=epsilon, bias=_bias(zero_bias))
-    return engine.relevance(model, x, target, scheme)
-
-
-@method(
-    "lrp_alpha2_beta1_flat", library="assay", peer="zennit", family="lrp", passes="1 FB",
-    models=RECTIFIED,
-    source="Lapuschkin et al. 2019",
-)  # fmt: skip
-def lrp_alpha2_beta1_flat(
-    model: nn.Module,
-    x: Tensor,
-    target: Tensor,
-    *,
-    baseline: Tensor,
-    generator: SampleGenerators,
-    epsilon: Positive = 1e-6,
-    zero_bias: bool = False,
-) -> Tensor:
-    """As `lrp_alpha2_beta1`, with the flat rule in the first layer (Lapuschkin et al. 2019)."""
-    scheme = make_scheme("alpha_beta", "epsilon", "flat", epsilon=epsilon, bias=_bias(zero_bias))
-    return engine.relevance(model, x, target, scheme)
+    """,
+)
+_epsilon_preset(
+    "lrp_alpha2_beta1_flat",
+    "alpha_beta",
+    "Lapuschkin et al. 2019",
+    "As `lrp_alpha2_beta1`, with the flat rule in the first layer (Lapuschkin et al. 2019).",
+    first="flat",
+)
 
 
 @method(
