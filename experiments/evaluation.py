@@ -82,9 +82,10 @@ def evaluate(
     asked = [scoring.resolve(score) for score in scores]
     known = known or {}
     where = y if target is None else target
-    for position, spec in enumerate(methods):
+    resolved = [attribution.resolve(spec)[0] for spec in methods]
+    for position, method in enumerate(resolved):
         if position not in known:
-            driver.check(attribution.resolve(spec)[0], model, x, where, truth)
+            driver.check(method, model, x, where, truth)
     numbers = range(len(x)) if indices is None else [int(index) for index in indices]
 
     def context(rows: slice, batch: Batch | None, spec: Spec | None) -> Context:
@@ -125,7 +126,7 @@ def evaluate(
                 if position in known:
                     batch.remember(spec, known[position][rows])
                 found = batch.maps(spec).to(maps[position])
-                driver.refuse_broken(attribution.resolve(spec)[0].name, found, numbers[rows])
+                driver.refuse_broken(resolved[position].name, found, numbers[rows])
                 maps[position][rows] = found
                 here = context(rows, batch, spec)
                 for cell in cells:
