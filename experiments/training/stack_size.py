@@ -107,7 +107,7 @@ def _stacked_step(
 ) -> Callable[[], object]:
     stack = Stack(models)
     adam = Adam(stack, recipe)
-    rows = slice(recipe.batch_size)
+    rows = slice(min(recipe.batch_size, *(len(split) for split in train)))
     first = [Split(split.x[rows], split.y[rows], split.index[rows]) for split in train]
     batch = Samples.of(first, stack.values)
     if recipe.balanced:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ else:
     stack_size = lazy.load("experiments.training.stack_size")
     stacked_group = lazy.load("experiments.training.stacked_group")
 
-FORMAT = 1  # raise it when what is in the state changes
+FORMAT = 2  # raise it when what is in the state changes
 EVALUATED = 256  # models at once
 
 
@@ -50,11 +50,12 @@ def fit_many(
     finds fastest. But for rounding it is no part of the result.
 
     A model that stops early changes no more, and leaves the stack when enough of them have
-    stopped. Checkpoints are those of `loop.fit`: interrupted and resumed is, bit for bit, never
+    stopped. Models whose splits have different lengths are trained in different stacks.
+    Checkpoints are those of `loop.fit`: interrupted and resumed is, bit for bit, never
     interrupted; the stack size is that of the checkpoint.
 
     Raises:
-        ValueError: the models are not of one architecture, the splits not of one shape, or the
+        ValueError: the models are not of one architecture, the samples not of one shape, or the
             lists not of one length.
         FloatingPointError: the training loss of a model stops being finite.
         Interrupted: the checkpoint says that the process must stop.
@@ -72,43 +73,49 @@ def fit_many(
             stack = 1
         size = stack or stack_size.fastest(models, train, recipe)
         saved = {"size": size, "done": [], "current": None}
-    size, current, histories = saved["size"], saved["current"], []
-    for model, (weights, history) in zip(models, saved["done"], strict=False):
-        _write(model, weights)
-        histories.append(History(**history))
+    size, current, histories = saved["size"], saved["current"], {}
+    lengths = [(len(t), len(v)) for t, v in zip(train, validation, strict=True)]
+    groups = _groups(lengths, size)
+    order = [position for group in groups for position in group]
+    for position, (weights, history) in zip(order, saved["done"], strict=False):
+        _write(models[position], weights)
+        histories[position] = History(**history)
 
     def state(current: Any) -> dict[str, Any]:
         done = [
-            (list(model.state_dict().values()), asdict(history))
-            for model, history in zip(models, histories, strict=False)
+            (list(models[position].state_dict().values()), asdict(history))
+            for position, history in histories.items()
         ]
         return {"format": FORMAT, "size": size, "done": done, "current": current}
 
-    for start, end in _groups(len(models), size):
-        if end <= len(histories):
+    for positions in groups:
+        if positions[-1] in histories:
             continue
-        part, rows = _Part(whole, state, current), slice(start, end)
-        if size == 1:
-            histories += [
+        part = _Part(whole, state, current)
+        ours, train_, validation_, seeds_ = (
+            [each[position] for position in positions]
+            for each in (models, train, validation, seeds)
+        )
+        if len(positions) == 1:
+            found = [
                 fit(
-                    models[start], train[start], validation[start], recipe=recipe,
-                    seed=seeds[start], order_seed=order_seed, checkpoint=part,
+                    ours[0], train_[0], validation_[0], recipe=recipe, seed=seeds_[0],
+                    order_seed=order_seed, checkpoint=part,
                 )
             ]  # fmt: skip
         else:
-            group = stacked_group.Group(
-                models[rows], train[rows], validation[rows], recipe, seeds[rows], order_seed
-            )
-            histories += group.fit(part)
+            group = stacked_group.Group(ours, train_, validation_, recipe, seeds_, order_seed)
+            found = group.fit(part)
+        histories.update(zip(positions, found, strict=True))
         current = None
-        if end == len(models):
+        if len(histories) == len(models):
             break
         if whole.stop_requested:
             whole.save(state(None))
-            raise Interrupted(f"asked to stop after {end} of {len(models)} models")
+            raise Interrupted(f"asked to stop after {len(histories)} of {len(models)} models")
         if whole.due():
             whole.save(state(None))
-    return histories
+    return [histories[position] for position in range(len(models))]
 
 
 def evaluate_many(models: Sequence[nn.Module], splits: Sequence[Split]) -> list[Evaluation]:
@@ -117,21 +124,21 @@ def evaluate_many(models: Sequence[nn.Module], splits: Sequence[Split]) -> list[
     Raises ValueError as `fit_many` does.
     """
     _check(models, splits=splits)
-    results: list[Evaluation] = []
-    for start, end in _groups(len(models), EVALUATED):
-        rows = slice(start, end)
-        training = models[start].training
+    results: dict[int, Evaluation] = {}
+    for positions in _groups([len(split) for split in splits], EVALUATED):
+        ours, of_ours = ([each[p] for p in positions] for each in (models, splits))
+        training = ours[0].training
         try:
-            stack = stacks.Stack(models[rows])
-            samples = stacked_group.Samples.of(splits[rows], stack.values)
+            stack = stacks.Stack(ours)
+            samples = stacked_group.Samples.of(of_ours, stack.values)
             logits = stacked_group.logits(stack, samples.x)
         except RuntimeError:  # no form, and vmap cannot map it: see `stack_size.stacks`
-            results += map(evaluate, models[rows], splits[rows])
+            found = map(evaluate, ours, of_ours)
         else:
-            results += map(evaluation, logits, samples.y)
-        finally:
-            models[start].train(training)
-    return results
+            found = map(evaluation, logits, samples.y)
+        results.update(zip(positions, found, strict=True))
+        ours[0].train(training)
+    return [results[position] for position in range(len(models))]
 
 
 class _Part(NoCheckpoint):
@@ -159,11 +166,17 @@ class _Part(NoCheckpoint):
         self.whole.save(self.state(value))
 
 
-def _groups(models: int, size: int) -> list[tuple[int, int]]:
-    """Groups of at most `size`, as even as possible, in order: (first, behind the last)."""
-    groups = -(-models // size)
-    bounds = [models * group // groups for group in range(groups + 1)]
-    return list(itertools.pairwise(bounds))
+def _groups(lengths: Sequence[Hashable], size: int) -> list[list[int]]:
+    """Positions of equal lengths in groups of at most `size`, as even as possible, in order."""
+    same: dict[Hashable, list[int]] = {}
+    for position, length in enumerate(lengths):
+        same.setdefault(length, []).append(position)
+    found = []
+    for positions in same.values():
+        groups = -(-len(positions) // size)
+        bounds = [len(positions) * group // groups for group in range(groups + 1)]
+        found += [positions[start:end] for start, end in itertools.pairwise(bounds)]
+    return found
 
 
 def _write(model: nn.Module, weights: list[Tensor]) -> None:
@@ -183,8 +196,8 @@ def _check(models: Sequence[nn.Module], **lists: Sequence[Any]) -> None:
         if name == "seeds":
             continue
         for position, split in enumerate(values):
-            if split.x.shape != values[0].x.shape:
+            if split.x.shape[1:] != values[0].x.shape[1:]:
                 raise ValueError(
-                    f"{name}[{position}].x has shape {list(split.x.shape)}, {name}[0].x "
-                    f"{list(values[0].x.shape)}; train splits of one shape together"
+                    f"samples of {name}[{position}] have shape {list(split.x.shape[1:])}, those of "
+                    f"{name}[0] {list(values[0].x.shape[1:])}; train samples of one shape together"
                 )
