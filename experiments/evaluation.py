@@ -120,7 +120,7 @@ def evaluate(
     ):
         for rows, batch in driver.batches(
             model, x, where, baseline=baseline, seed=seed, indices=numbers, truth=truth,
-            background=background, batch_size=batch_size,
+            background=background, regions=regions, batch_size=batch_size,
         ) if needs_batches else ():  # fmt: skip
             for position, spec in enumerate(methods):
                 if position in known:

@@ -26,6 +26,7 @@ from experiments.attribution import (  # noqa: F401
     lrp_methods,
     lrp_presets,
     mask_learning,
+    object_methods,
     path_methods,
     perturbation_methods,
     shapley_methods,

@@ -34,6 +34,7 @@ class Batch:
         seed, indices: random numbers of sample i are those of (seed, indices[i], purpose).
         truth: what is known of these samples, for methods that need it.
         background: samples [M, ...] that stand for the data, for methods that compare with it.
+        regions: bool [B, O, ...] per role, the objects in these samples, as `scoring.Context`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Batch:
         indices: Sequence[Index],
         truth: Truth | None = None,
         background: Tensor | None = None,
+        regions: Mapping[str, Tensor] | None = None,
         purpose: str = "",
         of_model: dict[Hashable, Any] | None = None,
     ) -> None:
@@ -58,6 +60,7 @@ class Batch:
         self.indices = list(indices)
         self.truth = truth
         self.background = background
+        self.regions = regions or {}
         self.purpose = purpose
         # What no sample changes; the batches of one model hand it on.
         self._of_model: dict[Hashable, Any] = {} if of_model is None else of_model
@@ -248,6 +251,7 @@ class Batch:
             indices=indices or self.indices,
             truth=self.truth if len(x) == len(self) else None,
             background=self.background,
+            regions=self.regions if len(x) == len(self) else None,
             purpose=self.purpose if purpose is None else purpose,
             of_model=self._of_model if model is None else None,
         )

@@ -35,6 +35,7 @@ def attribute(
     indices: Sequence[int] | None = None,
     truth: Truth | None = None,
     background: Tensor | None = None,
+    regions: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     precision: Literal["full", "bfloat16"] = "full",
     channels_last: bool = False,
@@ -56,6 +57,7 @@ def attribute(
             the indices are 0, 1, ...
         truth: what is known of the N samples, for methods that need it.
         background: samples [M, ...] that stand for the data, for `reference: data`.
+        regions: bool [N, O, ...] per role, the objects in the samples, for methods that need them.
         batch_size: samples at a time; by default what suits the model and the device.
         precision: "bfloat16" runs a copy of the model in that precision, once a first part of
             the maps ranks the inputs as in full precision; see `precision.attribute_bfloat16`.
@@ -71,7 +73,8 @@ def attribute(
 
         return attribute_bfloat16(
             spec, model, x, target, baseline=baseline, seed=seed, indices=indices, truth=truth,
-            background=background, batch_size=batch_size, channels_last=channels_last,
+            background=background, regions=regions, batch_size=batch_size,
+            channels_last=channels_last,
         )  # fmt: skip
     found, _ = resolve(spec)
     if isinstance(target, int):
@@ -83,7 +86,7 @@ def attribute(
     with untouched(model), passes.channels_last(model, channels_last):
         for rows, batch in batches(
             model, x, target, baseline=baseline, seed=seed, indices=indices, truth=truth,
-            background=background, batch_size=batch_size,
+            background=background, regions=regions, batch_size=batch_size,
         ):  # fmt: skip
             if several:
                 parts = [one.maps(spec) for one in batch.each(batch.target)]
@@ -104,6 +107,7 @@ def batches(
     indices: Sequence[int] | None = None,
     truth: Truth | None = None,
     background: Tensor | None = None,
+    regions: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
 ) -> Iterator[tuple[slice, Batch]]:
     """The samples in batches, as `attribute` takes them, each with the rows it holds.
@@ -132,6 +136,7 @@ def batches(
             model, inputs[rows], where[rows], baseline=base, seed=seed, indices=indices[rows],
             truth=rows_of(truth, rows), of_model=of_model,
             background=None if background is None else background.to(inputs),
+            regions={role: masks[rows] for role, masks in (regions or {}).items()},
         )  # fmt: skip
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
+from experiments.attribution.objects import shapley_values
 from experiments.scoring import Context, resolve
-from experiments.scoring.objects import shapley_values
 from experiments.scoring.similarity import pairwise, similarity, similarity_rate, ssim
 
 KINDS = ("pearson", "spearman", "ssim", "top_k_iou", "cosine", "l2")
