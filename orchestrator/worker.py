@@ -221,6 +221,10 @@ class Worker:
             self.environment["PYTHONPATH"] = os.environ.get("PYTHONPATH")
             paths = [str(self.source.folder), os.environ.get("PYTHONPATH", "")]
             os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+            # Else the forkserver looks into the current folder first, which may be the very
+            # working tree that the sources were taken from.
+            self.environment["PYTHONSAFEPATH"] = os.environ.get("PYTHONSAFEPATH")
+            os.environ["PYTHONSAFEPATH"] = "1"
         waiting = self.queue.store.find(
             self.queue.collection,
             {"status": PENDING, "seml.source_files": None, **self.source.condition()},

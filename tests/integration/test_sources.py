@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -60,6 +61,25 @@ def test_a_change_after_adding_does_not_reach_the_experiments(home, project, ass
         }  # fmt: skip
 
 
+def test_a_change_of_our_own_studies_does_not_reach_what_was_added(
+    home, tmp_path, assay, monkeypatch
+):
+    """The command is typed in the clone whose code changes: Python looks there first."""
+    clone, root = tmp_path / "clone", Path(__file__).parents[2]
+    for package in ("experiments", "orchestrator", "analysis"):
+        shutil.copytree(root / package, clone / package, ignore=shutil.ignore_patterns("__pyc*"))
+    (clone / "tiny.yaml").write_text(
+        "seml: {executable: experiments/studies/andor.py, project_root_dir: .}\n"
+        "fixed: {training.epochs: 1, methods: [constant], scores: [nib]}\n"
+    )
+    monkeypatch.chdir(clone)
+    assay("add", "tiny.yaml")
+    with (clone / "experiments/training/loop.py").open("a") as file:
+        file.write("raise RuntimeError('changed')\n")
+    assay("start")
+    assert Sweep("tiny").wait(timeout=120).counts == {"COMPLETED": 1}
+
+
 def test_one_worker_serves_two_states_of_the_code(home, project):
     sweep = Sweep("sweep")
     sweep.add(project / "sweep.yaml")
@@ -84,8 +104,6 @@ def test_sources_are_stored_once_per_state(home, project):
 
 
 def test_equal_trees_have_equal_digests_and_archives(tmp_path, project):
-    import shutil
-
     shutil.copytree(project, tmp_path / "copy")
     one, two = sources.take(project), sources.take(tmp_path / "copy")
     assert one.digest == two.digest
