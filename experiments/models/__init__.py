@@ -1,10 +1,12 @@
 """Architectures by name.
 
     model = build({"name": "andor_cnn", "channels": 16}, inputs=8, classes=2, seed=0)
+    model = build("smerf_simple_cnn", inputs=(3, 64, 64), classes=2, seed=0)
 
-Every model is an nn.Module whose `forward(x[B, D])` gives logits [B, C], and that has
-`kind` ("cnn" or "transformer"), `cam_layer` (the module whose activations the CAM methods read)
-and `cam_reshape` (those activations as [B, channels, D], one position per input).
+Every model is an nn.Module whose `forward(x)` gives logits [B, C] of vectors [B, D] or of images
+[B, channels, H, W], and that has `kind` ("cnn" or "transformer") and `cam_layer` (the module whose
+activations the CAM methods read). Where those are not [B, channels, h, w], with a grid h×w that
+covers the image, `cam_reshape` makes them [B, channels, D], one position per input.
 Checking a specification imports no torch; building a model does.
 """
 
@@ -27,16 +29,22 @@ else:
 
 Spec = str | Mapping[str, Any]
 Preset = Literal["fixed", "paper"]
+Inputs = int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model by name: `function(inputs, classes, **parameters)` makes one, unseeded."""
+    """A model by name: `function(inputs, classes, **parameters)` makes one, unseeded.
+
+    `takes` says what it is a model of: "vectors", whose length `inputs` is, "images", whose shape
+    (channels, height, width) it is, or "anything", which a model from elsewhere has to know.
+    """
 
     name: str
     kind: str
     function: Callable[..., nn.Module]
     parameters: Mapping[str, Parameter]
+    takes: Literal["vectors", "images", "anything"] = "anything"
 
     @property
     def summary(self) -> str:
@@ -46,12 +54,14 @@ class Architecture:
 _architectures: dict[str, Architecture] = {}
 
 
-def architecture(name: str, *, kind: str) -> Callable[[Callable[..., nn.Module]], Any]:
+def architecture(
+    name: str, *, kind: str, takes: Literal["vectors", "images"] = "vectors"
+) -> Callable[[Callable[..., nn.Module]], Any]:
     """Registers `function(inputs, classes, *, <parameters with defaults>)` as a model."""
 
     def register(function: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         declared = specs.parameters_of(function, skip=())
-        _architectures[name] = Architecture(name, kind, function, declared)
+        _architectures[name] = Architecture(name, kind, function, declared, takes)
         return function
 
     return register
@@ -83,15 +93,19 @@ def resolve(spec: Spec) -> tuple[Architecture, dict[str, Any]]:
 
 
 def build(
-    spec: Spec, *, inputs: int, classes: int, seed: int, dtype: torch.dtype | None = None
+    spec: Spec, *, inputs: Inputs, classes: int, seed: int, dtype: torch.dtype | None = None
 ) -> nn.Module:
     """A freshly initialised model, on the CPU, in training mode.
 
+    `inputs` is the length D of the vectors it takes, or the shape (channels, H, W) of the images.
     The weights are drawn in float32 and then cast, so that a seed means the same weights in
     every precision (`dtype`, float32 by default). The global random state is left as it was.
-    Raises ValueError as `resolve` does.
+    Raises ValueError as `resolve` does, and for inputs that are none for this architecture.
     """
     found, given = resolve(spec)
+    shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+    if len(shape) != {"vectors": 1, "images": 3}.get(found.takes, len(shape)):
+        raise ValueError(f"model {found.name!r} takes {found.takes}, not inputs of shape {shape}")
     with isolated_rng(derive_seed("weights", found.name, seed)):
         model = found.function(inputs, classes, **given)
     return model.to(dtype or torch.float32)
@@ -141,3 +155,51 @@ def andor_transformer(
     return AndorTransformer(
         inputs, classes, width, heads, layers, feedforward, attention_dropout, cls
     )
+
+
+@architecture("smerf_simple_cnn", kind="cnn", takes="images")
+def smerf_simple_cnn(inputs: tuple[int, int, int], classes: int) -> nn.Module:
+    """Three strided convolutions and a dense layer: SMERF's simple tasks (Kim et al. 2022)."""
+    from experiments.models import smerf
+
+    return smerf.strided_cnn("smerf_simple_cnn", inputs, classes, (32, 64, 64), (200,))
+
+
+@architecture("smerf_complex_cnn", kind="cnn", takes="images")
+def smerf_complex_cnn(inputs: tuple[int, int, int], classes: int) -> nn.Module:
+    """Four strided convolutions and two dense layers: SMERF's complex tasks (Kim et al. 2022)."""
+    from experiments.models import smerf
+
+    return smerf.strided_cnn("smerf_complex_cnn", inputs, classes, (64, 128, 256, 64), (200, 200))
+
+
+@architecture("smerf_alexnet", kind="cnn", takes="images")
+def smerf_alexnet(
+    inputs: tuple[int, int, int], classes: int, *, preset: Preset = "fixed"
+) -> nn.Module:
+    """AlexNet with batch norms, from scratch, as SMERF has it (Kim et al. 2022).
+
+    `preset: paper` has a batch norm on the logits, too, as the original code has.
+    """
+    from experiments.models import smerf
+
+    return smerf.alexnet(inputs, classes, logits_norm=preset == "paper")
+
+
+@architecture("smerf_vgg16", kind="cnn", takes="images")
+def smerf_vgg16(
+    inputs: tuple[int, int, int],
+    classes: int,
+    *,
+    weights: str | None = None,
+    preset: Preset = "fixed",
+) -> nn.Module:
+    """A trained dense head on the frozen convolutions of VGG16 (Kim et al. 2022).
+
+    `weights` is the file of an ImageNet VGG16, in torchvision's layout; nothing is downloaded,
+    and without one the convolutions are random. `preset: paper` leaves out the normalisation of
+    colours that these weights were trained with, as the original code does.
+    """
+    from experiments.models import smerf
+
+    return smerf.vgg16(inputs, classes, weights=weights, normalise=preset == "fixed")
