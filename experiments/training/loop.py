@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,8 @@ from experiments.randomness import (
     restore_global_state,
 )
 from experiments.stages import Checkpoint, Interrupted, NoCheckpoint
-from experiments.training.recipe import Recipe
+from experiments.training.attacks import attack
+from experiments.training.recipe import Adversary, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
 else:
     torch = lazy.load("torch")
     noise = lazy.load("experiments.models.noise")
+
+# Of one forward pass without gradients: so many samples, as long as those are few numbers.
+EVALUATED_ROWS = 4096
+EVALUATED_NUMBERS = 1 << 21
+CLIP = 1e-7  # of "clipped_bce"; Keras' epsilon
 
 
 @dataclass
@@ -40,7 +47,7 @@ class History:
     validation_accuracy: list[float] = field(default_factory=list)
     best_epoch: int = -1
     steps: int = 0
-    stopped: str = "epochs"  # or "loss" or "patience"
+    stopped: str = "epochs"  # or "loss", "patience" or "batch loss"
 
 
 @dataclass
@@ -71,11 +78,13 @@ class Progress:
             self.best, history.best_epoch = (accuracy, -validation_loss), epoch
         return better
 
-    def ended(self, recipe: Recipe) -> bool:
+    def ended(self, recipe: Recipe, batch_loss_reached: bool = False) -> bool:
         """Whether training ends with the epoch noted last; `history.stopped` then says why."""
         history, epoch = self.history, len(self.history.train_loss) - 1
         right, loss = history.validation_accuracy[-1] == 1, history.validation_loss[-1]
-        if right and loss <= (recipe.stop_at_loss or -1):
+        if batch_loss_reached:
+            history.stopped = "batch loss"
+        elif right and loss <= (recipe.stop_at_loss or -1):
             history.stopped = "loss"
         elif epoch - history.best_epoch >= recipe.patience:
             history.stopped = "patience"
@@ -108,9 +117,9 @@ def fit(
 
     Best is the highest validation accuracy, and of those the lowest validation loss. The order
     of the batches comes from a generator of its own (of `order_seed`, if given), dropout from the
-    seed and the step (`models.noise`), whatever else is random from an isolated generator: the
-    result depends on the seeds alone. Moves the model to `device` when one is given. Many models
-    are trained faster by `stacked.fit_many`, with the same result.
+    seed and the step (`models.noise`), as does what an adversary draws, whatever else is random
+    from an isolated generator: the result depends on the seeds alone. Moves the model to `device`
+    when one is given. Many models are trained faster by `stacked.fit_many`, with the same result.
 
     With a checkpoint, training goes on from what is saved there, and saves there at the end of
     an epoch when that is due or the process must stop. Weights and history are then, bit for
@@ -118,6 +127,11 @@ def fit(
 
     Raises FloatingPointError when the training loss stops being finite; `Interrupted`, after an
     epoch that is not the last, when the checkpoint says that the process must stop.
+
+    The samples x of a split may be something else than a tensor, such as images that are drawn
+    when they are asked for: it needs `len`, `shape`, `dtype` and `device`, `to(parameter)` for
+    itself on the parameter's device and in its precision, `x[rows]` for a tensor of these samples,
+    and `split(size)` for tensors of all samples in turn.
     """
     checkpoint = checkpoint or NoCheckpoint()
     if device is not None:
@@ -142,24 +156,34 @@ def fit(
         run.restore(checkpoint.load())
         for epoch in range(len(history.train_loss), recipe.epochs):
             model.train()
-            losses = []
+            losses, reached = [], False
             for rows in (
                 torch.randperm(len(x), generator=order).to(x.device).split(recipe.batch_size)
             ):
                 history.steps += 1
                 dropout.begin(history.steps)
                 optimiser.param_groups[0]["lr"] = rate(recipe, history.steps, steps)
-                loss = loss_of(model(x[rows]), y[rows])
+                inputs, labels = x[rows], y[rows]
+                if recipe.adversary is not None:
+                    inputs = _perturbed(
+                        model, inputs, labels, recipe.adversary, seed, history.steps, loss_of
+                    )
+                loss = loss_of(model(inputs), labels)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
                 losses.append(loss.detach())
+                # Only if asked for: a GPU has to wait until the number is read.
+                if recipe.stop_at_batch_loss is not None:
+                    reached = float(losses[-1]) < recipe.stop_at_batch_loss
+                    if reached:
+                        break
             logits = _logits(model, x_val)
             accuracy = float((logits.argmax(1) == y_val).double().mean())
             train_loss = float(torch.stack(losses).mean())
             if run.progress.note(recipe, train_loss, accuracy, float(loss_of(logits, y_val))):
                 _copy(state, run.best_weights)
-            if run.progress.ended(recipe):
+            if run.progress.ended(recipe, reached):
                 break
             if checkpoint.stop_requested:
                 checkpoint.save(run.state())
@@ -230,6 +254,22 @@ def dropout_seed(seed: int) -> int:
     return derive_seed("dropout", seed)
 
 
+def _perturbed(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    adversary: Adversary,
+    seed: int,
+    step: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """A batch of which all but the first samples, a share of `mix`, are perturbed."""
+    clean = round(adversary.mix * len(x))
+    generator = torch.Generator().manual_seed(derive_seed("adversary", seed, step))
+    found = attack(model, x[clean:], y[clean:], adversary, generator, loss)
+    return torch.cat([x[:clean], found])
+
+
 def evaluate(model: nn.Module, split: Split) -> Evaluation:
     """Runs `model`, in eval mode, on a split. The model's mode is left as it was."""
     parameter = next(model.parameters())
@@ -248,10 +288,11 @@ def evaluation(logits: Tensor, y: Tensor) -> Evaluation:
     )
 
 
-def _logits(model: nn.Module, x: Tensor, batch_size: int = 4096) -> Tensor:
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
     model.eval()
+    rows = min(EVALUATED_ROWS, max(1, EVALUATED_NUMBERS // math.prod(x.shape[1:])))
     with torch.no_grad():
-        return torch.cat([model(part) for part in x.split(batch_size)])
+        return torch.cat([model(part) for part in x.split(rows)])
 
 
 def rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -271,15 +312,27 @@ def loss_function(recipe: Recipe, y: Tensor, dtype: torch.dtype) -> Any:
     def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(logits, labels, weight=_as_long_as(weight, logits))
 
-    def mse_sigmoid(logits: Tensor, labels: Tensor) -> Tensor:
-        one_hot = functional.one_hot(labels, logits.shape[1]).to(logits)
-        errors = (logits.sigmoid() - one_hot).square().mean(1)
+    def of_outputs(logits: Tensor, labels: Tensor) -> Tensor:
+        errors = output_errors(recipe, logits, labels)
         if weight is None:
             return errors.mean()
         weights = _as_long_as(weight, logits)[labels]
         return (errors * weights).sum() / weights.sum()
 
-    return cross_entropy if recipe.loss == "cross_entropy" else mse_sigmoid
+    return cross_entropy if recipe.loss == "cross_entropy" else of_outputs
+
+
+def output_errors(recipe: Recipe, logits: Tensor, labels: Tensor) -> Tensor:
+    """Per sample, the mean over the outputs of a loss that compares each with the one-hot label.
+
+    Logits [..., C] and labels [...] to [...].
+    """
+    functional = torch.nn.functional
+    one_hot = functional.one_hot(labels, logits.shape[-1]).to(logits)
+    if recipe.loss == "mse_sigmoid":
+        return (logits.sigmoid() - one_hot).square().mean(-1)
+    clipped = logits.clamp(CLIP, 1 - CLIP)
+    return functional.binary_cross_entropy(clipped, one_hot, reduction="none").mean(-1)
 
 
 def class_weights(y: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,12 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from experiments.specs import Count, Positive, Probability
+
+
+class Adversary(BaseModel):
+    """Who perturbs the inputs of a training, so that it learns to withstand that.
+
+    The defaults are those of Kim et al. 2022 (SMERF, code); theirs is the library ART.
+
+    Attributes:
+        attack: "fgsm", one step, or "pgd", projected gradient descent; see `attacks.attack`.
+        epsilon: how far an input may be moved, in the units of the inputs; 0.2, for "pgd" 0.3.
+        step, iterations: of "pgd".
+        low, high: the range of the inputs, which is not left.
+        mix: the share of a batch that stays as it is; 0 is training on perturbed inputs alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    attack: Literal["fgsm", "pgd"] = "fgsm"
+    epsilon: Positive = 0.2
+    step: Positive = 0.1
+    iterations: Count = 10
+    low: float = 0.0
+    high: float = 1.0
+    mix: Probability = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epsilon_of_the_attack(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("attack") == "pgd":
+            return {"epsilon": 0.3, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _range(self) -> Adversary:
+        if not self.low < self.high:
+            raise ValueError(f"adversary: low {self.low} is not below high {self.high}")
+        return self
 
 
 class Recipe(BaseModel):
@@ -20,9 +63,16 @@ class Recipe(BaseModel):
             there the highest rate is 1/√(width · warmup)).
         patience: epochs without a better validation result before training stops.
         balanced: weight each class by the inverse of its frequency in the training split.
-        loss: "cross_entropy", or "mse_sigmoid", the squared error between the sigmoid of the
-            logits and the one-hot label (Schwenke & Atzmueller 2024).
+        loss: "cross_entropy"; "mse_sigmoid", the squared error between the sigmoid of the logits
+            and the one-hot label (Schwenke & Atzmueller 2024); or "clipped_bce", the binary
+            cross-entropy of each output, taken for a probability and clipped to
+            [1e-7, 1 − 1e-7], with the one-hot label (Kim et al. 2022, code: what Keras makes of
+            linear outputs). Its gradient is zero outside of that range.
         stop_at_loss: stop once every validation sample is right and the loss is at most this.
+        stop_at_batch_loss: stop after any batch whose training loss is below this; its epoch ends
+            there, and is validated (Kim et al. 2022, code: 0.005).
+        adversary: perturbs each batch against the model as it is then; see `Adversary`. The
+            validation samples stay as they are, so the best epoch is the best on those.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -37,8 +87,17 @@ class Recipe(BaseModel):
     batch_size: Count = 64
     patience: Count = 50
     balanced: bool = True
-    loss: Literal["cross_entropy", "mse_sigmoid"] = "cross_entropy"
+    loss: Literal["cross_entropy", "mse_sigmoid", "clipped_bce"] = "cross_entropy"
     stop_at_loss: Positive | None = 0.01
+    stop_at_batch_loss: Positive | None = None
+    adversary: Adversary | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the fields that came later, unless they are used: a dump is part of the key of
+        what was trained, which stays valid."""
+        later = ("stop_at_batch_loss", "adversary")
+        return {k: v for k, v in dump(self).items() if k not in later or v is not None}
 
 
 def paper_recipe(

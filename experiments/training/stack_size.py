@@ -32,9 +32,14 @@ _measured: dict[tuple[object, ...], int] = {}
 def stacks(models: Sequence[nn.Module], train: Sequence[Split], recipe: Recipe) -> bool:
     """Whether models of this architecture can be trained at once.
 
-    Those without a form must be something that `torch.func.vmap` can map over: no random numbers
-    but those of nn.Dropout, no decisions that depend on values.
+    Not with an adversary, nor if a model may stop in the middle of an epoch, nor on samples that
+    are not tensors. Models without a form must be something that `torch.func.vmap` can map over:
+    no random numbers but those of nn.Dropout, no decisions that depend on values.
     """
+    if recipe.adversary is not None or recipe.stop_at_batch_loss is not None:
+        return False
+    if not all(isinstance(split.x, torch.Tensor) for split in train):
+        return False
     dtypes = {parameter.dtype for parameter in models[0].parameters() if parameter.requires_grad}
     if len(dtypes) != 1:
         return False

@@ -47,7 +47,8 @@ def fit_many(
     order_seed=order_seed)` leaves it, but for rounding: a step agrees to 1e-15 in float64, and
     training amplifies that as it amplifies everything. `stack` is the number of models trained
     at once, 1 for one after the other by `loop.fit`; by default it is what a short measurement
-    finds fastest. But for rounding it is no part of the result.
+    finds fastest. But for rounding it is no part of the result. What cannot be trained at once
+    (see `stack_size.stacks`) is trained one after the other.
 
     A model that stops early changes no more, and leaves the stack when enough of them have
     stopped. Models whose splits have different lengths are trained in different stacks.
@@ -92,10 +93,8 @@ def fit_many(
         if positions[-1] in histories:
             continue
         part = _Part(whole, state, current)
-        ours, train_, validation_, seeds_ = (
-            [each[position] for position in positions]
-            for each in (models, train, validation, seeds)
-        )
+        ours, seeds_ = [models[p] for p in positions], [seeds[p] for p in positions]
+        train_, validation_ = [train[p] for p in positions], [validation[p] for p in positions]
         if len(positions) == 1:
             found = [
                 fit(
@@ -126,13 +125,15 @@ def evaluate_many(models: Sequence[nn.Module], splits: Sequence[Split]) -> list[
     _check(models, splits=splits)
     results: dict[int, Evaluation] = {}
     for positions in _groups([len(split) for split in splits], EVALUATED):
-        ours, of_ours = ([each[p] for p in positions] for each in (models, splits))
+        ours, of_ours = [models[p] for p in positions], [splits[p] for p in positions]
         training = ours[0].training
         try:
+            if not all(isinstance(split.x, torch.Tensor) for split in of_ours):
+                raise TypeError("samples that are not tensors are not stacked")
             stack = stacks.Stack(ours)
             samples = stacked_group.Samples.of(of_ours, stack.values)
             logits = stacked_group.logits(stack, samples.x)
-        except RuntimeError:  # no form, and vmap cannot map it: see `stack_size.stacks`
+        except (RuntimeError, TypeError):  # cannot be stacked: see `stack_size.stacks`
             found = map(evaluate, ours, of_ours)
         else:
             found = map(evaluation, logits, samples.y)

@@ -20,6 +20,7 @@ from experiments.training.loop import (
     batch_order,
     class_weights,
     dropout_seed,
+    output_errors,
     rate,
 )
 from experiments.training.recipe import Recipe
@@ -84,8 +85,7 @@ class Samples:
                 logits.flatten(0, 1), self.y.flatten(), reduction="none"
             ).view(self.y.shape)
         else:
-            one_hot = functional.one_hot(self.y, logits.shape[2]).to(logits)
-            each = (logits.sigmoid() - one_hot).square().mean(2)
+            each = output_errors(recipe, logits, self.y)
         if self.weights is None:
             return each.mean(1)
         return (each * self.weights).sum(1) / self.weights.sum(1)

@@ -29,6 +29,11 @@ CASES = {
         {"name": "andor_transformer", "attention_dropout": 0.3, "layers": 1},
         {"schedule": "noam", "warmup": 20},
     ),
+    "adversary": (
+        {"name": "andor_cnn"},
+        {"adversary": {"attack": "pgd", "low": -1.0, "iterations": 2}, "loss": "mse_sigmoid"},
+    ),
+    "batch loss": ({"name": "andor_cnn"}, {"stop_at_batch_loss": 0.05}),
     "worse and worse": ({"name": "andor_cnn"}, {"learning_rate": 0.03, "patience": 4}),
 }
 
@@ -43,7 +48,7 @@ def train(case: str, kept: Checkpoint | None = None, weights_seed: int = 0):
     """Everything that training leaves: weights, buffers, history."""
     model, recipe = CASES[case]
     network = build(model, inputs=8, classes=2, seed=weights_seed)
-    recipe = Recipe(epochs=EPOCHS, batch_size=32, stop_at_loss=None, **recipe)
+    recipe = Recipe(**{"epochs": EPOCHS, "batch_size": 32, "stop_at_loss": None} | recipe)
     validation = data()
     if case == "worse and worse":  # the better the training, the worse the validation
         validation.y.neg_().add_(1)
@@ -104,6 +109,10 @@ def test_the_cases_show_what_they_are_for(monkeypatch):
     history = train("worse and worse")[1]
     assert history.stopped == "patience"
     assert history.best_epoch < len(history.train_loss) - 1  # kept from before the interruption
+    history = train("batch loss")[1]
+    assert history.stopped == "batch loss"
+    assert history.steps % 3  # in the middle of an epoch
+    assert len(history.train_loss) > 3
     model, recipe = CASES["dropout"]
     monkeypatch.setitem(CASES, "no dropout", (model | {"attention_dropout": 0.0}, recipe))
     assert train("no dropout")[1] != train("dropout")[1]

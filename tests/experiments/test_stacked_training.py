@@ -15,7 +15,9 @@ from experiments.models.noise import Noise, supplied
 from experiments.models.stack import Stack
 from experiments.stages import Checkpoint, Interrupted
 from experiments.training import Recipe, evaluate, fit, stack_size
+from experiments.training.loop import loss_function
 from experiments.training.stacked import evaluate_many, fit_many
+from experiments.training.stacked_group import Samples
 
 K = 5
 ROWS = 50  # no multiple of the batch size
@@ -177,6 +179,20 @@ def test_the_size_of_the_stack_is_no_part_of_the_result(size, reference):
         assert_same(found, reference("batch norm"))
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse_sigmoid", "clipped_bce"])
+def test_the_losses_of_a_stack_are_those_of_its_models(loss, balanced):
+    # Not by training: where an output is near 0, "clipped_bce" is so steep that rounding grows.
+    options = recipe({"loss": loss, "balanced": balanced})
+    logits = torch.randn(K, ROWS, 2, generator=torch.Generator().manual_seed(0)).double()
+    samples = Samples.of(TRAIN, logits)
+    if balanced:
+        samples.weigh(samples)
+    for found, y, each in zip(samples.losses(options, logits), samples.y, logits, strict=True):
+        expected = loss_function(options, y, logits.dtype)(each, y)
+        assert float(found) == pytest.approx(float(expected), abs=1e-12)
+
+
 def test_models_stop_at_epochs_of_their_own(reference):
     histories = [history for case in CASES for history in reference(case)[1]]
     assert {history.stopped for history in histories} == {"patience", "epochs"}
@@ -193,6 +209,49 @@ def test_a_loss_low_enough_stops_a_model():
         assert len(fit(model, easy[k], easy[k], seed=k, **options).train_loss) == len(
             found[k].train_loss
         )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"adversary": {"attack": "pgd", "low": -2.0, "iterations": 1}}, {"stop_at_batch_loss": 0.4}],
+    ids=["adversary", "batch loss"],
+)
+def test_what_cannot_be_stacked_is_trained_one_by_one(given):
+    spec = CASES["batch norm"][0]
+    assert not stack_size.stacks(models(spec), TRAIN, recipe(given))
+    found = together(spec, given)
+    assert_same(found, alone(spec, given))
+    if "stop_at_batch_loss" in given:
+        assert "batch loss" in {history.stopped for history in found[1]}
+
+
+class Asked:
+    """Samples that are no tensor, but give some when they are asked for."""
+
+    def __init__(self, x):
+        self.x, self.shape, self.dtype, self.device = x, x.shape, x.dtype, x.device
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, rows):
+        return self.x[rows]
+
+    def to(self, parameter):
+        return Asked(self.x.to(parameter))
+
+    def split(self, size):
+        return iter(self.x.split(size))
+
+
+def test_samples_that_are_no_tensors_are_trained_one_by_one(reference):
+    spec = CASES["batch norm"][0]
+    splits = [Split(Asked(one.x), one.y, one.index) for one in TRAIN]
+    made = models(spec)
+    options = {"recipe": recipe({}), "seeds": range(K), "order_seed": 7, "stack": K}
+    assert_same((made, fit_many(made, splits, VALIDATION, **options)), reference("batch norm"))
+    for found, model, split in zip(evaluate_many(made, splits), made, TRAIN, strict=True):
+        assert torch.equal(found.logits, evaluate(model, split).logits)
 
 
 def test_a_foreign_module_is_mapped():
