@@ -15,6 +15,8 @@ from experiments import attribution, scoring
 from experiments.stages import Artifact
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from experiments.evaluation import Evaluation
 
 Spec = str | Mapping[str, Any]
@@ -46,6 +48,7 @@ class Cells:
         plugin); `attributed` gives the maps, and `scored` takes them as `maps`, takes a `score`,
         and gives its measurements as `Measurement.state` does.
     evaluate: `evaluation.evaluate` on the study's samples, given methods, scores, known, wanted.
+    view: what a score that looks at maps alone sees of a method's maps; the maps, if there is none.
 
     Making one computes what is missing.
     """
@@ -56,6 +59,7 @@ class Cells:
     evaluate: Callable[..., Evaluation]
     methods: Sequence[Chosen]
     scores: Sequence[scoring.Score]
+    view: Callable[[scoring.Score, Chosen, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         _ = self.maps, self._states
@@ -84,7 +88,11 @@ class Cells:
                 states = self._states[method, running.index(score)].value
                 yield score, [scoring.Measurement.from_state(state) for state in states]
             else:
-                yield score, score.measure(self.maps[method].value, context)
+                yield score, score.measure(self._seen(score, method), context)
+
+    def _seen(self, score: scoring.Score, method: int) -> Tensor:
+        maps = self.maps[method].value
+        return maps if self.view is None else self.view(score, self.methods[method], maps)
 
     @property
     def _running(self) -> list[scoring.Score]:

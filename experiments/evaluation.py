@@ -85,7 +85,7 @@ def evaluate(
     resolved = [attribution.resolve(spec)[0] for spec in methods]
     for position, method in enumerate(resolved):
         if position not in known:
-            driver.check(method, model, x, where, truth)
+            driver.check(method, model, x, where, truth, regions)
     numbers = range(len(x)) if indices is None else [int(index) for index in indices]
 
     def context(rows: slice, batch: Batch | None, spec: Spec | None) -> Context:

@@ -270,8 +270,12 @@ def add(file: str | Path, name: str | None = None, store: str | None = None) -> 
 
 
 def name_for(file: str | Path) -> str:
-    """The sweep that a configuration file goes to when none is named: its own name."""
-    return re.sub(r"\W+", "_", Path(file).stem)
+    """The sweep that a configuration file goes to when none is named: its own name, after those of
+    the folders between it and one called `configs` (`configs/smerf/quick.yaml` → `smerf_quick`)."""
+    path = Path(file).resolve()
+    above = [folder.name for folder in path.parents]
+    folders = above[: above.index("configs")][::-1] if "configs" in above else []
+    return "_".join(re.sub(r"\W+", "_", name) for name in (*folders, path.stem))
 
 
 def latest(store: Store) -> str | None:

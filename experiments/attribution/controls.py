@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from experiments import lazy
 from experiments.attribution.registry import method
+from experiments.messages import unknown
 from experiments.randomness import SampleGenerators
 from experiments.specs import Positive
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from experiments.attribution import edges
+    from experiments.attribution.batch import Batch
     from experiments.data.dataset import Truth
 else:
     torch = lazy.load("torch")
@@ -137,8 +139,20 @@ def oracle(
     *,
     baseline: Tensor,
     generator: SampleGenerators,
-    truth: Truth,
-    mark: Literal["relevant", "necessary"] = "relevant",
+    truth: Truth | None,
+    batch: Batch,
+    mark: str = "relevant",
 ) -> Tensor:
-    """The known truth: 1 for inputs in some minimal sufficient set (or in all), else 0."""
-    return getattr(truth, mark).to(x)
+    """The known truth: 1 where a map should point, else 0.
+
+    mark: of inputs of a formula "relevant", in some minimal sufficient set, or "necessary", in
+    all of them; of images a role of their regions, such as "relevant".
+    Raises ValueError for another one.
+    """
+    known = ["relevant", "necessary"] if truth is not None else sorted(batch.regions)
+    if mark not in known:
+        raise ValueError(f"method 'oracle': {unknown('mark', mark, known)}")
+    if truth is not None:
+        return getattr(truth, mark).to(x)
+    there = batch.regions[mark].to(x.device).any(1)
+    return (there if x.ndim == 2 else there.unsqueeze(1)).expand(x.shape).to(x)

@@ -79,7 +79,7 @@ def attribute(
     found, _ = resolve(spec)
     if isinstance(target, int):
         target = torch.full((len(x),), target)
-    check(found, model, x, target, truth)
+    check(found, model, x, target, truth, regions)
     several = target.ndim == 2 and not target.is_floating_point()
     shape = (len(x), target.shape[1], *x.shape[1:]) if several else x.shape
     maps = torch.empty(shape, dtype=torch.float32, device=x.device)
@@ -151,7 +151,14 @@ def refuse_broken(name: str, maps: Tensor, indices: Sequence[int]) -> None:
         )
 
 
-def check(found: Method, model: nn.Module, x: Tensor, target: Tensor, truth: Truth | None) -> None:
+def check(
+    found: Method,
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    truth: Truth | None,
+    regions: Mapping[str, Tensor] | None = None,
+) -> None:
     """Raises ValueError if a method cannot explain these samples of this model."""
     kind = structure.kind_of(model)
     if not found.applies_to(kind):
@@ -161,7 +168,7 @@ def check(found: Method, model: nn.Module, x: Tensor, target: Tensor, truth: Tru
         )
     if len(target) != len(x):
         raise ValueError(f"attribute: {len(x)} samples but {len(target)} targets")
-    if not found.needs_truth:
+    if not found.needs_truth or (truth is None and regions):
         return
     if truth is None:
         raise ValueError(f"method {found.name!r} needs the truth, and this data set has none")

@@ -30,7 +30,8 @@ class Method:
 
     Attributes:
         function: `function(model, x[B, ...], target[B], *, baseline, generator, **parameters)`,
-            and `truth` or `batch` if it names them; returns a raw, signed map [B, ...].
+            and `truth` (None where only regions are known) or `batch` if it names them; returns a
+            raw, signed map [B, ...].
         library: who computes it: "assay", or the library that is called.
         peer: the library that has it too, and whose values the tests hold it to: "captum",
             "grad-cam", "shap" or "zennit"; empty if none has it.

@@ -34,6 +34,7 @@ from experiments.scoring import (  # noqa: F401  they register their scores
     importance,
     information,
     localisation,
+    object_share,
     objects,
     overlap,
     randomisation,

@@ -24,12 +24,13 @@ Table = Sequence[Mapping[str, Any]]
 
 
 def define(
-    name: str, config: type[C], study: Callable[[C], tuple[Table, dict[str, Any]]], path: str
+    name: str, config: type[C], study: Callable[[C], tuple[Any, ...]], path: str
 ) -> sacred.Experiment:
-    """A Sacred experiment around a function from a configuration to rows and facts.
+    """A Sacred experiment around a function from a configuration to rows, facts, and maybe files.
 
     The rows become the artifact `scores.parquet` and, nested by method and score, the result; the
-    facts are put beside them. Works under `assay`, under `seml`, and as `python FILE with ...`.
+    facts are put beside them. Files, bytes by name, become artifacts of the run. Works under
+    `assay`, under `seml`, and as `python FILE with ...`.
     """
     import seml.experiment
 
@@ -41,22 +42,21 @@ def define(
 
     @experiment.main
     def run(_config: dict[str, Any], _run: Any) -> dict[str, Any]:
-        known = {key: _config[key] for key in config.model_fields}
-        table, facts = study(config.model_validate(known))
-        _record(table, _run)
         from experiments import stages
-        from experiments.rows import summary
+        from experiments.rows import FILE, summary, to_parquet
 
+        known = {key: _config[key] for key in config.model_fields}
+        table, facts, *files = study(config.model_validate(known))
+        _record({FILE: to_parquet(table), **(files[0] if files else {})}, _run)
         _run.info["stages"] = stages.runtime().summary()
         return {**facts, "scores": summary(table)}
 
     return experiment
 
 
-def _record(table: Table, run: Any) -> None:
-    from experiments.rows import FILE, to_parquet
-
+def _record(files: Mapping[str, bytes], run: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / FILE
-        file.write_bytes(to_parquet(table))
-        run.add_artifact(str(file), name=FILE)
+        for name, content in files.items():
+            file = Path(folder) / name
+            file.write_bytes(content)
+            run.add_artifact(str(file), name=name)

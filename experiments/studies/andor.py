@@ -16,17 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from experiments import attribution, lazy, models, scoring
+from experiments import lazy, models, scoring
 from experiments.cells import Cells, Chosen, choose
+from experiments.choices import Methods, Model, Scores, Spec, unusual
 from experiments.data.andor import MASK_VALUE, AndorSpec, truth_of
 from experiments.data.dataset import Dataset, Split
 from experiments.randomness import derive_seed
@@ -59,23 +53,7 @@ PRELOAD = (
 STACK = 64
 BACKGROUND = 1024  # rows that stand for the data, where a method compares with it
 
-Spec = str | dict[str, Any]
 Threshold = float | Literal["baseline"]
-
-
-def _method(spec: Spec) -> Spec:
-    attribution.resolve(spec)
-    return spec
-
-
-def _score(spec: Spec) -> Spec:
-    scoring.resolve(spec)
-    return spec
-
-
-def _model(spec: Spec) -> dict[str, Any]:
-    models.resolve(spec)
-    return {"name": spec} if isinstance(spec, str) else spec
 
 
 class Config(BaseModel):
@@ -101,13 +79,10 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     data: AndorSpec = AndorSpec()
-    model: Annotated[dict[str, Any], BeforeValidator(_model)] = {"name": "andor_cnn"}
+    model: Model = {"name": "andor_cnn"}
     training: Recipe = Recipe.model_validate({})
-    methods: Annotated[list[Annotated[Spec, AfterValidator(_method)]], Field(min_length=1)] = [
-        "integrated_gradients",
-        "random",
-    ]
-    scores: Annotated[list[Annotated[Spec, AfterValidator(_score)]], Field(min_length=1)] = ["nib"]
+    methods: Methods = ["integrated_gradients", "random"]
+    scores: Scores = ["nib"]
     target: Literal["predicted", "true"] = "predicted"
     baseline: float = 0.0
     dtype: Literal["float32", "float64"] = "float64"
@@ -499,11 +474,12 @@ def _explained(config: Config, fold: Fold, chosen: Chosen, maps: Artifact) -> Ex
     return Explained(
         study="andor",
         dataset=_dataset_name(config.data),
-        model=config.model | _unusual(training=config.training, dtype=config.dtype),
+        model=config.model | unusual(Config(), training=config.training, dtype=config.dtype),
         seed=config.seed,
         fold=fold.number,
         method=chosen.method.name,
-        method_params={**chosen.given} | _unusual(target=config.target, baseline=config.baseline),
+        method_params={**chosen.given}
+        | unusual(Config(), target=config.target, baseline=config.baseline),
         library=chosen.method.origin,
         family=chosen.method.family,
         model_accuracy=fold.model.value["accuracy"],
@@ -533,18 +509,6 @@ def _network(samples: Dataset, model: Spec, seed: int, dtype: str) -> torch.nn.M
         model, inputs=inputs, classes=samples.n_classes, seed=seed, dtype=getattr(torch, dtype)
     )
     return network.to(runtime().device)
-
-
-def _unusual(**settings: Any) -> dict[str, Any]:
-    """Those that are not at their default: what distinguishes rows in one table."""
-    usual = Config()
-    return {
-        name: value.model_dump(mode="json", exclude_defaults=True)
-        if isinstance(value, BaseModel)
-        else value
-        for name, value in settings.items()
-        if value != getattr(usual, name)
-    }
 
 
 def _dataset_name(spec: AndorSpec) -> str:
