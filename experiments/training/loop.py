@@ -28,9 +28,10 @@ else:
     torch = lazy.load("torch")
     noise = lazy.load("experiments.models.noise")
 
-# Of one forward pass without gradients: so many samples, as long as those are few numbers.
+# At once, without gradients: so many samples, or as many as have so many input values. 85 images
+# of 64×64 pixels, whose activations in a convolutional network are some 100 MB.
 EVALUATED_ROWS = 4096
-EVALUATED_NUMBERS = 1 << 21
+EVALUATED_NUMBERS = 1 << 20
 CLIP = 1e-7  # of "clipped_bce"; Keras' epsilon
 
 
