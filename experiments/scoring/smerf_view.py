@@ -18,7 +18,8 @@ each method. Scores of `preset: paper` get these views in the SMERF study; store
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,19 +28,23 @@ VIEWS = {
     "absolute_gradient": "gray", "gradient": "gray", "smoothgrad": "gray",
     "smoothgrad_squared": "gray", "squared_gradient": "gray", "vargrad": "gray",
     "deconvolution": "signed", "guided_backprop": "signed",
-    "deep_shap": "scaled", "random": "inverse", "sobel": "edge",
+    "deep_shap": "scaled", "random": "inverse",
     "input_only": "plain", "oracle": "plain", "constant": "plain",
     "object_shapley": "plain", "object_lime": "plain",
 }  # fmt: skip
 
 
-def shown(method: str, family: str, maps: Tensor, groups: Tensor) -> Tensor:
-    """float64 [N, 1, H, W]: the view of a method's raw maps [N, C, H, W].
+def shown(method: Mapping[str, Any], family: str, maps: Tensor, groups: Tensor) -> Tensor:
+    """float64 [N, 1, H, W]: the view of raw maps [N, C, H, W] of a method, its name and parameters.
 
     groups: int64 [N], which images were explained together: the original's buckets. A map of
-    one value has no "edge" or "scaled" view, and its pixels are 0 there.
+    one value is 0 everywhere where it would be divided by its range.
     """
-    kind = VIEWS.get(method, "cam" if family == "cam" else "heat")
+    name = method["name"]
+    if name == "sobel":  # theirs is signed; with `absolute` it is a floor of ours
+        kind = "plain" if method.get("absolute") else "edge"
+    else:
+        kind = VIEWS.get(name, "cam" if family == "cam" else "heat")
     maps = maps.double()
     return _KINDS[kind](maps, groups).unsqueeze(1)
 

@@ -359,8 +359,8 @@ class _View:
         if getattr(score, "preset", None) != "paper":
             return maps
         if self.last is None or self.last[0] is not maps:
-            name, family = chosen.method.name, chosen.method.family
-            self.last = maps, smerf_view.shown(name, family, maps, self.buckets)
+            family = chosen.method.family
+            self.last = maps, smerf_view.shown(chosen.spec, family, maps, self.buckets)
         return self.last[1]
 
 
