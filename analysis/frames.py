@@ -53,23 +53,48 @@ def scores(
     Raises:
         NoResults: nothing is finished yet.
     """
-    if store is None or isinstance(store, str):
-        store = open_store(store or settings.store_address().url)
-    condition: dict[str, Any] = {"status": COMPLETED}
-    if selection:
-        condition = {"$and": [condition, selection]}
-    documents = store.find(sweep, condition, fields=["artifacts"])
-    keys = {
-        artifact["file_id"]: int(document["_id"])
-        for document in documents
-        for artifact in document.get("artifacts", [])
-        if artifact["name"] == FILE
-    }
+    store = _store(store)
+    keys = _keys(sweep, FILE, selection, store)
     if not keys:
         raise NoResults(
             f"sweep {sweep!r} has no finished experiment with scores (see `assay status {sweep}`)"
         )
     return _concatenate(store.get_blobs(list(keys)), keys, columns, samples)
+
+
+def files(
+    sweep: str,
+    name: str,
+    selection: dict[str, Any] | None = None,
+    *,
+    store: Store | str | None = None,
+) -> dict[int, bytes]:
+    """The file `name` of each completed experiment that has one, by the experiment's id.
+
+    sweep, selection, store: as for `scores`.
+    """
+    store = _store(store)
+    keys = _keys(sweep, name, selection, store)
+    return {keys[key]: data for key, data in store.get_blobs(list(keys)).items()}
+
+
+def _store(store: Store | str | None) -> Store:
+    if store is None or isinstance(store, str):
+        return open_store(store or settings.store_address().url)
+    return store
+
+
+def _keys(sweep: str, name: str, selection: dict[str, Any] | None, store: Store) -> dict[str, int]:
+    """The blobs of that name, and the experiments they are of."""
+    condition: dict[str, Any] = {"status": COMPLETED}
+    if selection:
+        condition = {"$and": [condition, selection]}
+    return {
+        artifact["file_id"]: int(document["_id"])
+        for document in store.find(sweep, condition, fields=["artifacts"])
+        for artifact in document.get("artifacts", [])
+        if artifact["name"] == name
+    }
 
 
 def _concatenate(

@@ -437,7 +437,7 @@ def _accuracy(data: Smerf, theme: str, condition: str) -> Figure:
             figures._block(axes, 0, i, 1, facecolor=fill, edgecolor=t.paper)
             shown = f"{row['mean']:.3f}"
             if row["n"] > 1:
-                shown += f" ({row['lowest']:.2f})"
+                shown += f" ({row['lowest']:.3f})"
             figures._cell_text(axes, 0, i + 0.5, shown, figures._readable(fill))
         if edits and edits[0] in names:
             axes.axhline(names.index(edits[0]), color=t.muted, lw=1)

@@ -28,10 +28,10 @@ T = TypeVar("T")
 LETTERS = ("A", "B")
 OBJECTS = ("Box1", "Box2", "Text")
 KINDS = ("simple", "complex")
-CONDITION = ("architecture", "background", "training")
-_PLAIN = ("CNN", "black", "plain")
+CONDITION = ("architecture", "background", "training", "data")
+_PLAIN = ("CNN", "black", "plain", "paper")
 _DATASET = re.compile(r"(?P<setting>[^(]+)(?:\((?P<rest>.*)\))?$", re.DOTALL)
-_BACKGROUND = re.compile(r"(?:^|, )background=([^,]*)")
+_GIVEN = re.compile(r"(?:^|, )(background|preset)=([^,]*)")
 _ARCHITECTURES = {
     "smerf_simple_cnn": "CNN", "smerf_complex_cnn": "CNN", "smerf_vgg16": "VGG16",
     "smerf_alexnet": "AlexNet",
@@ -111,7 +111,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
 # ---------------------------------------------------------------- methods and measures
 
 # The paper's methods in its order, and what they are called here; the first ten are those of its
-# main figures, with "LRP-Z", "LRP-A♭", "LRP-B♭", "DL-R" and "I*G" shown in the others.
+# main figures.
 PAPER = {
     "G": ("absolute_gradient", "gradient"),
     "SG": ("smoothgrad_squared", "smoothgrad"),
@@ -120,7 +120,7 @@ PAPER = {
     "DT": ("deep_taylor",),
     "I*G": ("input_x_gradient",),
     "IG": ("integrated_gradients",),
-    "LRP-Z": ("lrp_z",),
+    "LRP-Z": (),
     "LRP-ε": ("lrp_epsilon",),
     "LRP-A♭": ("lrp_preset_a_flat",),
     "LRP-B♭": ("lrp_preset_b_flat",),
@@ -144,15 +144,17 @@ MEASURES = {
 }  # fmt: skip
 VERSIONS = ("paper", "fixed")
 _REGIONS = {"safl": "secondary", "siou": "secondary"}
-_SILENT = ("preset", "region", "area_of")  # said by the measure and the version
+_SILENT = ("preset", "region")  # said by the measure and the version
 
 
 def paper_name(method: str, params: str) -> str | None:
     """What the paper calls a method, if it is one of its own."""
-    found = _KNOWN.get(method.removeprefix("smerf_"))
-    if found == "LRP-ε" and float(json.loads(params).get("epsilon", 1.0)) < _Z_BELOW:
+    given = json.loads(params)
+    if method == "lrp_epsilon" and float(given.get("epsilon", 0.0)) < _Z_BELOW:
         return "LRP-Z"
-    return found
+    if method == "sobel" and given.get("absolute"):
+        return None
+    return _KNOWN.get(method)
 
 
 def measure_of(score: str, params: str) -> tuple[str, str, str]:
@@ -297,9 +299,9 @@ def arrange(table: pd.DataFrame) -> Smerf:
     for column, values in _coordinates(rows).items():
         rows[column] = values
     about_model = rows["family"] == "model"
-    maps = rows[~about_model].copy()
-    maps["label"] = bootstrap.method_labels(maps)
+    maps = rows[~about_model & ~_part_of_mean(rows)].copy()
     maps["paper"] = _mapped(maps, bootstrap.METHOD, paper_name)
+    maps["label"] = _labels(maps)
     measured = _mapped(maps, bootstrap.SCORE, measure_of)
     for i, column in enumerate(("measure", "version", "others")):
         maps[column] = [found[i] for found in measured]
@@ -307,20 +309,39 @@ def arrange(table: pd.DataFrame) -> Smerf:
     return Smerf(maps, rows[about_model].copy())
 
 
+def _labels(rows: pd.DataFrame) -> pd.Series:
+    """The method; where one has several sets of parameters, with the paper's name for it, or
+    with what is not at its default."""
+    labels = bootstrap.method_labels(rows)
+    kinds = rows[[*bootstrap.METHOD, "paper"]].drop_duplicates()
+    several = set(kinds.loc[kinds.duplicated("method", keep=False), "method"])
+    named = kinds[kinds["paper"].notna() & kinds["method"].isin(several)]
+    named = named[~named.duplicated(["method", "paper"], keep=False)]
+    short = {(method, "{}"): method for method in several} | {
+        (method, params): f"{method} ({paper})"
+        for method, params, paper in named.itertuples(index=False, name=None)
+    }
+    pairs = zip(rows["method"], rows["method_params"], labels, strict=True)
+    return pd.Series([short.get((m, p), label) for m, p, label in pairs], index=rows.index)
+
+
 def _coordinates(rows: pd.DataFrame) -> dict[str, list[str]]:
-    settings, backgrounds = {}, {}
+    settings, given = {}, {}
     for dataset in rows["dataset"].unique():
         found = _DATASET.match(dataset)
-        rest = found["rest"] or "" if found else ""
         settings[dataset] = found["setting"] if found else dataset
-        behind = _BACKGROUND.search(rest)
-        backgrounds[dataset] = behind[1] if behind else "black"
-    trainings = {given: _training(given) for given in rows["model_params"].unique()}
+        given[dataset] = dict(_GIVEN.findall(found["rest"] or "" if found else ""))
+    presets = {each.get("preset", "fixed") for each in given.values()}
+    trainings = {params: _training(params) for params in rows["model_params"].unique()}
     out = {
         "setting": [settings[each] for each in rows["dataset"]],
-        "background": [backgrounds[each] for each in rows["dataset"]],
+        "background": [given[each].get("background", "black") for each in rows["dataset"]],
         "architecture": [_ARCHITECTURES.get(each, each) for each in rows["model"]],
         "training": [trainings[each] for each in rows["model_params"]],
+        "data": [
+            given[each].get("preset", "fixed") if len(presets) > 1 else "paper"
+            for each in rows["dataset"]
+        ],
     }
     kinds = {setting: kind_of(setting) for setting in set(out["setting"])}
     out["kind"] = [kinds[setting] for setting in out["setting"]]
@@ -331,18 +352,15 @@ def _coordinates(rows: pd.DataFrame) -> dict[str, list[str]]:
 
 def _training(params: str) -> str:
     adversary = (json.loads(params).get("training") or {}).get("adversary")
-    if not adversary:
+    if adversary is None:
         return "plain"
-    attack = adversary if isinstance(adversary, str) else adversary.get("attack", "")
-    return f"adversarial {attack}".strip()
+    return f"adversarial {adversary.get('attack', 'fgsm')}"
 
 
-def condition(architecture: str, background: str, training: str) -> str:
-    """ "CNN"; "AlexNet, noise, adversarial": what is plain is not said."""
-    parts = [architecture]
-    parts += [part for part, plain in zip((background, training), _PLAIN[1:], strict=True)
-              if part != plain]  # fmt: skip
-    return ", ".join(parts)
+def condition(architecture: str, background: str, training: str, data: str) -> str:
+    """ "CNN"; "AlexNet, noise, adversarial": what is plain is not said, nor what all share."""
+    parts = zip((background, training, data), _PLAIN[1:], strict=True)
+    return ", ".join([architecture, *(part for part, plain in parts if part != plain)])
 
 
 def _mapped(rows: pd.DataFrame, key: tuple[str, str], function: Callable[[str, str], T]) -> list[T]:
@@ -350,6 +368,14 @@ def _mapped(rows: pd.DataFrame, key: tuple[str, str], function: Callable[[str, s
     pairs = list(zip(rows[key[0]], rows[key[1]], strict=True))
     found = {pair: function(*pair) for pair in dict.fromkeys(pairs)}
     return [found[pair] for pair in pairs]
+
+
+def _part_of_mean(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are of one threshold of several, whose mean has a row, too."""
+    key = list(bootstrap.SCORE)
+    mean = rows.loc[rows["threshold"] == "mean", key].drop_duplicates()
+    averaged = pd.MultiIndex.from_frame(rows[key]).isin(pd.MultiIndex.from_frame(mean))
+    return pd.Series(averaged, index=rows.index) & (rows["threshold"] != "mean")
 
 
 def _versions(rows: pd.DataFrame) -> list[str]:

@@ -530,18 +530,21 @@ def report(
 
 
 def _write_study_figures(opened: Sweep, selection: dict[str, Any] | None, folder: Path) -> None:
-    """The figures of the sweep's study, one at a time: there are dozens."""
-    from analysis import andor, figures
+    """The figures of the sweep's studies, one at a time: there are dozens."""
+    from analysis import andor, figures, frames, smerf
 
+    modules: dict[str, Any] = {"andor": andor, "smerf": smerf}
     rows = opened.scores(selection, samples=True)
-    if not (rows["study"] == "andor").any():
-        return
     console = _console()
-    with console.status("figures of the study"):
-        for name, draw in andor.drawings(rows).items():
-            figures.save({name: draw()}, folder)
-    for line in andor.missing(rows):
-        console.print(f"[dim]{line}[/]")
+    for module in (modules[study] for study in modules if (rows["study"] == study).any()):
+        given = {}
+        if kept := getattr(module, "FILE", None):  # what runs keep for figures beside their rows
+            given["files"] = frames.files(opened.name, kept, selection, store=opened.store)
+        with console.status("figures of the study"):
+            for name, draw in module.drawings(rows, **given).items():
+                figures.save({name: draw()}, folder)
+        for line in module.missing(rows, **given):
+            console.print(f"[dim]{line}[/]")
 
 
 @app.command()

@@ -78,6 +78,8 @@ def _rows(plan: Plan, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
                 control = method in CONTROLS
                 family = "control" if control else METHODS[method][0]
                 of = {**base, "method": method, "family": family, "control": control}
+                if method == "lrp_epsilon":
+                    of["method_params"] = '{"epsilon": 1.0}'
                 yield from _scores(of, plan, setting, luck, rng)
                 yield from _probes(of, plan, s, rng)
 
@@ -181,8 +183,9 @@ def test_buckets_and_their_roles() -> None:
 
 
 def test_names_of_methods_and_measures() -> None:
-    assert paper_name("lrp_epsilon", "{}") == "LRP-ε"
+    assert paper_name("lrp_epsilon", '{"epsilon": 1.0}') == "LRP-ε"
     assert paper_name("lrp_epsilon", '{"epsilon": 1e-7}') == "LRP-Z"
+    assert paper_name("sobel", '{"absolute": true}') is None
     assert paper_name("rise", "{}") is None
     assert measure_of("afl", '{"preset": "paper"}') == ("PAFL", "paper", "")
     assert measure_of("siou", "{}") == ("SIOU", "fixed", "")
@@ -220,6 +223,32 @@ def test_several_parameters_of_a_score_are_versions(everything: pd.DataFrame) ->
     )
     data = arrange(pd.concat([everything, twin]))
     assert data.versions("PAFL") == ["paper", "paper (blur=3)"]
+
+
+def test_labels_are_short_where_the_paper_has_a_name(everything: pd.DataFrame) -> None:
+    rows = everything[everything["method"].isin(["lrp_epsilon", "sobel", "random"])]
+    z = rows[rows["method"] == "lrp_epsilon"].assign(method_params='{"epsilon": 1e-07}')
+    absolute = rows[rows["method"] == "sobel"].assign(method_params='{"absolute": true}')
+    edge = rows["method"] == "sobel"
+    direction = '{"direction": "horizontal"}'
+    rows = rows.assign(method_params=rows["method_params"].mask(edge, direction))
+        method_params=rows["method_params"].mask(edge, '{"direction": "horizontal"}')
+    )
+    data = arrange(pd.concat([rows, z, absolute]))
+    assert list(data.methods.index) == [
+        "lrp_epsilon (LRP-Z)", "lrp_epsilon (LRP-ε)", "random", "sobel (Edge)",
+        "sobel(absolute=true)",
+    ]  # fmt: skip
+    assert data.controls == {"sobel": "sobel (Edge)", "random": "random"}
+
+
+def test_thresholds_count_by_their_mean(everything: pd.DataFrame) -> None:
+    iou = everything[everything["score"] == "iou"]
+    parts = [iou.assign(threshold=name) for name in ("0.1", "0.2", "mean")]
+    data = arrange(pd.concat([everything[everything["score"] != "iou"], *parts]))
+    assert set(data.buckets("PIOU")["threshold"]) == {"mean"}
+    single = arrange(everything.assign(threshold="histogram"))
+    assert len(single.buckets("PIOU")) == len(data.buckets("PIOU"))
 
 
 def test_missing_buckets_are_named(everything: pd.DataFrame) -> None:
