@@ -232,8 +232,6 @@ def test_labels_are_short_where_the_paper_has_a_name(everything: pd.DataFrame) -
     edge = rows["method"] == "sobel"
     direction = '{"direction": "horizontal"}'
     rows = rows.assign(method_params=rows["method_params"].mask(edge, direction))
-        method_params=rows["method_params"].mask(edge, '{"direction": "horizontal"}')
-    )
     data = arrange(pd.concat([rows, z, absolute]))
     assert list(data.methods.index) == [
         "lrp_epsilon (LRP-Z)", "lrp_epsilon (LRP-ε)", "random", "sobel (Edge)",
