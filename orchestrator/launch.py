@@ -317,7 +317,7 @@ def _locally(
     executor.update_parameters(timeout_min=MINUTES_WITHOUT_LIMIT, setup=list(plan.setup))
     # submitit hides all GPUs from local jobs that ask for none; the worker undoes it.
     options = replace(options, cuda_visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
-    with _deaf_to_ctrl_c():
+    with _deaf_to_ctrl_c(), _without_our_output():
         jobs = [executor.submit(worker.main, options) for _ in range(count)]
     processes = [intents.process(int(job.job_id)) for job in jobs]
     intents.conclude(store, token, state=intents.SUBMITTED, processes=processes)
@@ -467,6 +467,25 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _without_our_output() -> Iterator[None]:
+    """Processes started inside do not hold our standard output and error: whoever reads them, as
+    in `assay start | tail`, would wait for the workers to end. They write into their folder."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        for number, descriptor in zip((1, 2), kept, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(nowhere)
 
 
 def stop_workers(store: Store, collection: str) -> int:

@@ -174,6 +174,17 @@ def test_two_who_add_the_same_file_at_once_add_it_once(home, trivial):
     assert len({d["config"]["number"] for d in sweep.store.find("trivial")}) == 40
 
 
+def test_start_returns_at_once_also_to_who_reads_its_output(assay, trivial, home):
+    """A pipe ends when nobody holds it: not even the workers."""
+    assay("add", trivial(1, seconds=20))
+    began = time.monotonic()
+    assay("start", "trivial")
+    assert time.monotonic() - began < 15
+    sweep = Sweep("trivial")
+    wait_for(lambda: sweep.status().counts == {"RUNNING": 1})
+    assay("cancel", "trivial")
+
+
 def test_debug_runs_in_the_very_process_and_prints_on_the_terminal(assay, trivial):
     answer = assay("run", trivial(2), "--executor", "debug")
     assert "number 0" in answer.stdout
