@@ -4,7 +4,7 @@ and how accurate the models are that were explained."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,8 +43,10 @@ _ACROSS = 6  # panels beside each other
 _WORST = 6  # buckets that are shown as failures
 
 
-def _each(data: Smerf, pairs: Sequence[str], folder: str, draw) -> Drawings:  # type: ignore[no-untyped-def]
-    """One figure for each condition, pair of measures and version."""
+def _each(
+    data: Smerf, pairs: Sequence[str], folder: str, draw: Callable[[str, str, str], Figure]
+) -> Drawings:
+    """One figure for each condition, pair of measures and version, which `draw` is given."""
     for condition in data.conditions:
         part = data.of(condition)
         for pair in pairs:
@@ -172,17 +174,20 @@ def groups(data: Smerf, theme: str) -> Drawings:
 
 def grouped(numbers: Numbers, settings: Sequence[str]) -> Numbers:
     """The average of each group of buckets of these settings, by method; column `group`."""
-    where = zip(numbers.table["setting"], numbers.table["bucket"], strict=True)
-    at = list(where)
     parts = []
     for setting in settings:
-        for name, members in GROUPS.get(setting, {}).items():
-            keep = np.array([s == setting and b in members for s, b in at], dtype=bool)
-            found = numbers.only(keep).average(["label"])
+        for name in GROUPS.get(setting, {}):
+            found = in_groups(numbers, setting, [name]).average(["label"])
             if len(found):
                 parts.append((f"{setting}: {name}" if len(settings) > 1 else name, found))
-    empty = numbers.only(np.zeros(len(numbers), dtype=bool))
-    return stacked(parts, "group") if parts else empty
+    return stacked(parts, "group") if parts else in_groups(numbers, "", [])
+
+
+def in_groups(numbers: Numbers, setting: str, names: Sequence[str]) -> Numbers:
+    """The buckets of these groups of `GROUPS`."""
+    members = {bucket for name in names for bucket in GROUPS[setting][name]}
+    here = (numbers.table["setting"] == setting) & numbers.table["bucket"].isin(members)
+    return numbers.only(here)
 
 
 def stacked(parts: Sequence[tuple[str, Numbers]], column: str) -> Numbers:
@@ -270,7 +275,8 @@ def by_count(numbers: Numbers) -> Numbers:
     return replace(numbers, table=table).average(["setting", "label", "objects"])
 
 
-def _has_primary(table: pd.DataFrame) -> np.ndarray:
+def has_primary(table: pd.DataFrame) -> np.ndarray:
+    """bool [rows]: whether images of the bucket have a primary object."""
     at = zip(table["setting"], table["bucket"], strict=True)
     return np.array([bucket in scorable(setting) for setting, bucket in at], dtype=bool)
 
@@ -279,7 +285,7 @@ def _object_counts(data: Smerf, theme: str, condition: str, pair: str, version: 
     t = figures.THEMES[theme]
     both = [_means(data, condition, measure, version) for measure in PAIRS[pair]]
     both = [numbers.only(numbers.table["kind"] == "simple") for numbers in both]
-    both[1] = both[1].only(_has_primary(both[1].table))
+    both[1] = both[1].only(has_primary(both[1].table))
     tables = [by_count(numbers).intervals() for numbers in both]
     settings = ordered(tables[0]["setting"], list(GROUPS))
     methods = methods_of(data, set(tables[0]["label"]), t)

@@ -74,10 +74,10 @@ def drawings(data: Smerf, theme: str, files: Mapping[int, bytes]) -> Drawings:
     for condition in data.conditions:
         for setting in settings:
             here = runs[(runs["condition"] == condition) & (runs["setting"] == setting)]
-            for run in here.itertuples():
+            for experiment, seed in zip(here["experiment"], here["seed"], strict=True):
                 draw = partial(
-                    _page, files[int(run.experiment)], theme, labels,  # type: ignore[arg-type]
-                    f"{setting}: maps of all methods", f"{condition}, seed {run.seed}",
+                    _page, files[experiment], theme, labels, f"{setting}: maps of all methods",
+                    f"{condition}, seed {seed}",
                 )  # fmt: skip
                 yield in_folder(data, condition, f"gallery/{setting}"), draw
 

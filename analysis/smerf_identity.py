@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -266,7 +266,7 @@ def _accuracy(data: Smerf, theme: str, condition: str) -> Figure:
     return page.figure
 
 
-def _line_key(label: str, t: figures.Theme):  # type: ignore[no-untyped-def]
+def _line_key(label: str, t: figures.Theme) -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=t.muted, lw=1, ls=(0, (1.5, 1.5)), label=label)
@@ -325,7 +325,7 @@ def _confusion(data: Smerf, theme: str, condition: str) -> Figure:
     return page.figure
 
 
-def _shades(t: figures.Theme):  # type: ignore[no-untyped-def]
+def _shades(t: figures.Theme) -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("shades", [t.middle, t.high])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import figures
+from analysis import figures, summary
 from analysis.andor_panels import Methods
 from analysis.smerf_rows import Smerf
 from analysis.smerf_statistics import DRAWS, Numbers
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Drawings = Iterator[tuple[str, Callable[[], "Figure"]]]
 SMALL = figures._SMALL
-FIGURE_VERSIONS = {"paper": "", "fixed": "_fixed"}
 # Control → how it is called here, and the dashes of its line.
 LINES: dict[str, tuple[str, Any]] = {
     "oracle": ("oracle: primary objects filled", "-"),
@@ -66,7 +65,7 @@ def draw_controls(
         axes.axvline(0.5, color=t.line, lw=1.2, zorder=0.8)
     for name, label in data.controls.items():
         if label in table.index:
-            at = float(table.loc[label, "estimate"])  # type: ignore[arg-type]
+            at = float(summary.row(table, label)["estimate"])
             axes.axvline(at, color=colour or t.muted, lw=1, ls=LINES[name][1], zorder=1.2)
 
 

@@ -45,13 +45,15 @@ class Numbers:
 
     @classmethod
     def of(
-        cls, rows: pd.DataFrame, by: Sequence[str], *, draws: int = DRAWS, seed: int = 0
+        cls, rows: pd.DataFrame, by: Sequence[str], *, draws: int | None = None, seed: int = 0
     ) -> Numbers:
         """The mean of each bucket of each setting and condition, by the columns `by`.
 
+        draws: of the bootstrap, `DRAWS` when None.
         Rows: with the columns of `analysis.smerf_rows`. Where several are of one model and
         bucket (IOU with several thresholds), their mean counts.
         """
+        draws = draws or DRAWS
         parts = [
             _of_setting(same, [*by, *PLACE], draws, seed)
             for _, same in rows.groupby(["condition", "setting"], sort=False)
@@ -117,40 +119,31 @@ class Numbers:
 
     def minus(self, other: Numbers, on: Sequence[str]) -> Numbers:
         """Differences of the numbers with equal keys `on`, draw by draw; others are left out."""
-        return self._with(other, on, np.subtract)
-
-    def over(self, other: Numbers, on: Sequence[str]) -> Numbers:
-        """Quotients, likewise; NaN where `other` is 0."""
-
-        def divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b != 0)
-
-        return self._with(other, on, divided)
-
-    def _with(self, other: Numbers, on: Sequence[str], function) -> Numbers:  # type: ignore[no-untyped-def]
         keys = list(on)
         left = self.table[keys].assign(_a=np.arange(len(self)))
         right = other.table[keys].assign(_b=np.arange(len(other)))
         both = left.merge(right, on=keys, how="inner")
         a, b = both["_a"].to_numpy(int), both["_b"].to_numpy(int)
-        # Models of the same settings are the same models.
-        freedom = np.maximum(self.freedom[a], other.freedom[b])
         return Numbers(
             self.table.iloc[a].reset_index(drop=True),
-            function(self.value[a], other.value[b]),
-            function(self.drawn[a], other.drawn[b]),
-            freedom,
+            self.value[a] - other.value[b],
+            self.drawn[a] - other.drawn[b],
+            # That of one of them, as models can be the same; where they are not, it is more.
+            np.maximum(self.freedom[a], other.freedom[b]),
         )
 
     def intervals(self, level: float = 0.95) -> pd.DataFrame:
-        """The table with estimate, low and high."""
+        """The table with estimate, low and high; NaN where a single number tells no spread.
+
+        The limits enclose the estimate, also where noise is held to have pulled it down.
+        """
         low, high = np.full(len(self), np.nan), np.full(len(self), np.nan)
         for dof in np.unique(self.freedom):
             same = self.freedom == dof
             low[same], high[same] = bootstrap.limits(self.drawn[same], level, int(dof))
-        flat = (self.freedom == 0) & (self.drawn.std(axis=1) == 0)
-        single = flat & (self.table["n_samples"].to_numpy(int) <= 1) if len(self) else flat
-        low[single] = high[single] = np.nan
+        low, high = np.minimum(low, self.value), np.maximum(high, self.value)
+        alone = (self.freedom == 0) & (self.table["n_samples"].to_numpy(int) <= 1)
+        low[alone] = high[alone] = np.nan
         return self.table.assign(estimate=self.value, low=low, high=high)
 
 

@@ -7,9 +7,9 @@ have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -77,7 +77,7 @@ def in_folder(data: Smerf, condition: str, name: str) -> str:
     return name if condition == data.conditions[0] else f"{condition}/{name}"
 
 
-def _compared(column: str, folder: str, title: str, measures: Sequence[str]):  # type: ignore[no-untyped-def]
+def _compared(column: str, folder: str, title: str) -> Callable[[Smerf, str], Drawings]:
     """Drawings that compare conditions which differ in this column alone."""
 
     def drawings(data: Smerf, theme: str) -> Drawings:
@@ -88,7 +88,7 @@ def _compared(column: str, folder: str, title: str, measures: Sequence[str]):  #
             if len(names) < 2:
                 continue
             rest = "" if names[0] == data.conditions[0] else f"{names[0]}/"
-            for measure in measures:
+            for measure in ("PIOU", "PAFL"):
                 for version in data.versions(measure):
                     if not _shared(data, measure, version, names):
                         continue
@@ -101,11 +101,9 @@ def _compared(column: str, folder: str, title: str, measures: Sequence[str]):  #
     return drawings
 
 
-architectures = _compared("architecture", "architectures", "by architecture", ("PIOU", "PAFL"))
-trainings = _compared(
-    "training", "adversarial", "of plainly and of adversarially trained models", ("PIOU", "PAFL")
-)
-backgrounds = _compared("background", "backgrounds", "by background", ("PIOU", "PAFL"))
+architectures = _compared("architecture", "architectures", "by architecture")
+trainings = _compared("training", "adversarial", "of plainly and of adversarially trained models")
+backgrounds = _compared("background", "backgrounds", "by background")
 
 
 def _shared(
@@ -242,7 +240,7 @@ def _panel(
                 absent(axes, methods.y[name], t)
 
 
-def methods_key(data: Smerf, methods: Methods, t: figures.Theme) -> list:
+def methods_key(data: Smerf, methods: Methods, t: figures.Theme) -> list[Any]:
     """Legend handles: the colour of each family."""
     table = data.methods.loc[methods.names]
     names = list(dict.fromkeys(table.loc[~table["control"], "family"].astype(str)))
