@@ -13,9 +13,11 @@ all others the raw map.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -92,6 +94,8 @@ class Config(BaseModel):
         data: which setting on which background; see `SmerfSpec`.
         model: an architecture by name, with parameters.
         training: how it is trained; see `Recipe`.
+        hardening: how it is trained on after that, against an adversary (`Recipe.adversary`): the
+            model that is verified and explained is the hardened one.
         verification: what the model must reach; see `Verification`. The experiment fails, with
             the numbers, if no attempt does: a model that does not reason by the rule says nothing
             about maps.
@@ -115,6 +119,7 @@ class Config(BaseModel):
         learning_rate=3e-4, betas=(0.9, 0.999), epochs=30, batch_size=128, patience=5,
         balanced=False, stop_at_loss=1e-3,
     )  # fmt: skip
+    hardening: Recipe | None = None
     verification: Verification = Verification()
     methods: Methods = ["integrated_gradients", "random"]
     scores: Scores = ["afl"]
@@ -139,10 +144,26 @@ def smerf_scenes(*, spec: dict[str, Any], pictures: str | None) -> dict[str, Any
 
 @stage(version="1")
 def smerf_trained(
-    *, data: dict[str, Any], model: Spec, training: dict[str, Any], seed: int, dtype: str
+    *, data: dict[str, Any], model: Spec, training: dict[str, Any], seed: int, dtype: str,
+    weights: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """A model's weights, and how its training went; `weights` changes with the file that it may
+    have been made of."""
+    return _fitted(_network(model, seed, dtype), data, training, seed)
+
+
+@stage(version="1")
+def smerf_hardened(
+    *, data: dict[str, Any], model: dict[str, Any], architecture: Spec, training: dict[str, Any],
+    seed: int, dtype: str,
+) -> dict[str, Any]:  # fmt: skip
+    """The same of a model that is trained on."""
+    return _fitted(_loaded(model, architecture, seed, dtype), data, training, seed)
+
+
+def _fitted(
+    network: torch.nn.Module, data: dict[str, Any], training: dict[str, Any], seed: int
 ) -> dict[str, Any]:
-    """A model's weights, and how its training went."""
-    network = _network(model, seed, dtype)
     history = loop.fit(
         network, data_of.images(data, "train").split, data_of.images(data, "validation").split,
         recipe=Recipe.model_validate(training), seed=derive_seed("training", seed),
@@ -255,7 +276,9 @@ class Reasoner:
     def alone(self) -> Explained:
         """What the rows about the model itself have in common."""
         config, again = self.config, {"attempt": self.attempt} if self.attempt else {}
-        other = unusual(Config(), training=config.training, dtype=config.dtype)
+        other = unusual(
+            Config(), training=config.training, hardening=config.hardening, dtype=config.dtype
+        )
         return Explained(
             study="smerf", dataset=_dataset_name(config.data), model=config.model | other | again,
             seed=config.seed, fold=0, method="model", method_params={}, library="assay",
@@ -308,7 +331,14 @@ def _reasoner(config: Config) -> Reasoner:
     training, tried = config.training.model_dump(mode="json"), []
     for attempt in range(config.verification.attempts):
         common: dict[str, Any] = {"seed": _seed(config, attempt), "dtype": config.dtype}
-        model = smerf_trained(data=data, model=config.model, training=training, **common)
+        model = smerf_trained(
+            data=data, model=config.model, training=training, **_weights(config.model), **common
+        )
+        if config.hardening is not None:
+            model = smerf_hardened(
+                data=data, model=model, architecture=config.model,
+                training=config.hardening.model_dump(mode="json"), **common,
+            )  # fmt: skip
         found = smerf_verified(data=data, model=model, architecture=config.model, **common)
         lacks = _lacks(config, found.value)
         if not lacks:
@@ -318,6 +348,14 @@ def _reasoner(config: Config) -> Reasoner:
         f"no model of {config.data.setting} reasons by the rule ({'; '.join(tried)}): train longer "
         "(training.epochs), try more often (verification.attempts) or ask for less (verification)"
     )
+
+
+def _weights(model: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of the file of weights that a model is made of; nothing without one."""
+    path = model.get("weights")
+    if path is None:
+        return {}
+    return {"weights": hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()}
 
 
 def _lacks(config: Config, found: dict[str, Any]) -> str:
