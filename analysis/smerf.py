@@ -62,7 +62,7 @@ _KINDS = (
     _Kind("worst_bucket/afl", "add the score `afl`, with rows by bucket", smerf_summary.worst),
     _Kind("architectures", "run another architecture in the same sweep",
           smerf_summary.architectures),
-    _Kind("adversarial", "add models trained with `training.adversary` to the sweep",
+    _Kind("adversarial", "add models with `hardening` to the sweep",
           smerf_summary.trainings),
     _Kind("backgrounds", "run another `data.background` in the same sweep",
           smerf_summary.backgrounds),

@@ -351,7 +351,9 @@ def _coordinates(rows: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _training(params: str) -> str:
-    adversary = (json.loads(params).get("training") or {}).get("adversary")
+    given = json.loads(params)
+    recipe = given.get("hardening") or given.get("training") or {}
+    adversary = recipe.get("adversary")
     if adversary is None:
         return "plain"
     return f"adversarial {adversary.get('attack', 'fgsm')}"
