@@ -65,6 +65,7 @@ def method_page(name: str) -> tuple[str, str, Facts, Facts, str]:
         ("cost per sample", method.passes),
         ("random", "yes, seeded per sample" if method.stochastic else "no"),
         ("needs the truth", "yes" if method.needs_truth else "no"),
+        ("needs objects", "yes" if method.needs_objects else ""),
         ("source", method.source),
     ]
     parameters = [
@@ -138,6 +139,7 @@ def _kinds(models: frozenset[str]) -> str:
 
 def _notes(method: Any) -> str:
     notes = ["random"] * method.stochastic + ["needs truth"] * method.needs_truth
+    notes += ["needs objects"] * method.needs_objects
     return ", ".join(notes)
 
 

@@ -168,6 +168,10 @@ def check(
         )
     if len(target) != len(x):
         raise ValueError(f"attribute: {len(x)} samples but {len(target)} targets")
+    if found.needs_objects and not regions:
+        raise ValueError(
+            f"method {found.name!r} needs objects (regions), and this data set has none"
+        )
     if not found.needs_truth or (truth is None and regions):
         return
     if truth is None:

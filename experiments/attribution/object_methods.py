@@ -27,7 +27,7 @@ else:
 
 @method(
     "object_shapley", library="assay", family="perturbation", passes="2^O F for O objects",
-    source="Lundberg & Lee 2017",
+    needs_objects=True, source="Lundberg & Lee 2017",
 )  # fmt: skip
 def object_shapley(
     model: nn.Module,
@@ -50,7 +50,7 @@ def object_shapley(
 
 @method(
     "object_lime", library="assay", family="perturbation", passes="2^O F for O objects",
-    source="Ribeiro et al. 2016",
+    needs_objects=True, source="Ribeiro et al. 2016",
 )  # fmt: skip
 def object_lime(
     model: nn.Module,

@@ -37,6 +37,7 @@ class Method:
             "grad-cam", "shap" or "zennit"; empty if none has it.
         family: "gradient", "cam", "lrp", "attention", "perturbation", "wrapper" or "control".
         models: kinds of model it applies to.
+        needs_objects: whether it asks the batch for `regions`, the objects in the samples.
         passes: cost per sample, F a forward pass and FB a forward and backward pass.
         aliases: other names it is known by; rows carry `name`.
         source: the paper, as "Authors year".
@@ -55,6 +56,7 @@ class Method:
     source: str = ""
     peer: str = ""
     takes_batch: bool = False
+    needs_objects: bool = False
 
     @property
     def origin(self) -> str:
@@ -95,6 +97,7 @@ def method(
     models: Collection[str] = KINDS,
     stochastic: bool = False,
     needs_truth: bool = False,
+    needs_objects: bool = False,
     aliases: Collection[str] = (),
     source: str = "",
     peer: str = "",
@@ -122,6 +125,7 @@ def method(
             source=source,
             peer=peer,
             takes_batch="batch" in specs.keywords_of(function),
+            needs_objects=needs_objects,
         )
         _aliases.update(dict.fromkeys(aliases, name))
         return function

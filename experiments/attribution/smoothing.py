@@ -28,8 +28,10 @@ else:
 
 
 def _known(spec: Any) -> Any:
-    if resolve(spec)[0].needs_truth:
-        raise ValueError(f"{resolve(spec)[0].name!r} needs the truth, which noisy copies lack")
+    known = resolve(spec)[0]
+    if known.needs_truth or known.needs_objects:
+        what = "truth" if known.needs_truth else "objects"
+        raise ValueError(f"{known.name!r} needs the {what}, which noisy copies lack")
     return spec
 
 

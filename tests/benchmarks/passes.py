@@ -133,7 +133,12 @@ def measure(name: str, work: Callable[[], Any], model: nn.Module, one: Unit, n: 
 def methods(model: nn.Module, x: Tensor, target: Tensor, one: Unit, only: set[str]) -> list[Line]:
     lines = []
     for name, method in attribution.methods().items():
-        if method.needs_truth or not method.applies_to("cnn") or (only and name not in only):
+        if (
+            method.needs_truth
+            or method.needs_objects
+            or not method.applies_to("cnn")
+            or (only and name not in only)
+        ):
             continue
         if name.startswith("andor_"):  # for the networks of that study
             continue

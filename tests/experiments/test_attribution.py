@@ -98,6 +98,13 @@ def truth():
     )
 
 
+def objects():
+    """bool [N, 2, D]: the samples have one or two."""
+    masks = torch.zeros(N, 2, D, dtype=torch.bool)
+    masks[:, 0, :2] = masks[::2, 1, 2:5] = True
+    return masks
+
+
 # What is iterated, in few steps: the invariances do not need convergence.
 FEW = {
     "rise": {"samples": 20}, "lime": {"samples": 20}, "opti_cam": {"steps": 5},
@@ -118,6 +125,7 @@ def run(name, model, *, seed=0, batch_size=256, rows=slice(None), **parameters):
         seed=seed,
         indices=indices,
         truth=known,
+        regions={"objects": objects()[rows]},
         batch_size=batch_size,
     )
 
@@ -127,7 +135,10 @@ def exact(name, model, baseline=None, **parameters):
     x, target = samples()
     base = torch.zeros(D, dtype=torch.float64) if baseline is None else baseline
     with untouched(model):
-        batch = Batch(model, x.double(), target, baseline=base, seed=0, indices=range(N))
+        batch = Batch(
+            model, x.double(), target, baseline=base, seed=0, indices=range(N),
+            regions={"objects": objects()},
+        )  # fmt: skip
         return batch.maps({"name": name, **parameters})
 
 
@@ -236,7 +247,8 @@ def test_model_is_left_as_found(spec, name):
 def test_inputs_are_left_as_found(spec, name):
     x, target = samples()
     before = x.clone(), target.clone()
-    attribute(name, make(spec, torch.float32), x, target, truth=truth())
+    known = {"truth": truth(), "regions": {"objects": objects()}}
+    attribute(name, make(spec, torch.float32), x, target, **known)
     assert torch.equal(x, before[0])
     assert torch.equal(target, before[1])
     assert not x.requires_grad
@@ -246,9 +258,11 @@ def test_inputs_are_left_as_found(spec, name):
 def test_map_is_that_of_the_target(spec, name):
     x, target = samples()
     model = make(spec)
-    one = attribute(name, model, x, target)
-    other = attribute(name, model, x, (target + 1) % 3)
-    mixed = attribute(name, model, x, torch.where(torch.arange(N) < 5, target, (target + 1) % 3))
+    known = {"regions": {"objects": objects()}}
+    one = attribute(name, model, x, target, **known)
+    other = attribute(name, model, x, (target + 1) % 3, **known)
+    both = torch.where(torch.arange(N) < 5, target, (target + 1) % 3)
+    mixed = attribute(name, model, x, both, **known)
     assert not torch.allclose(one, other)
     torch.testing.assert_close(mixed, torch.cat([one[:5], other[5:]]), rtol=1e-5, atol=1e-6)
 

@@ -66,6 +66,7 @@ def bases():
         if found.family != "control"
         and not name.startswith(("label_free", "andor_"))  # these explain a sigmoid
         and name not in COSTLY | NOT_LINEAR_IN_WEIGHTS
+        and not found.needs_objects
     )
 
 
