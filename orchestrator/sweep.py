@@ -86,6 +86,11 @@ class Sweep:
             ids = [*self.queue.identities(expanded.identities).values()]
         return Added(expanded, sorted(ids), new)
 
+    def ids(self, selection: dict[str, Any]) -> list[int]:
+        """Of the experiments that a filter matches now, in order."""
+        found = self.store.find(self.name, selection, fields=["_id"], sort=[("_id", 1)])
+        return [int(document["_id"]) for document in found]
+
     def start(self, plan: Plan | None = None, selection: dict[str, Any] | None = None) -> Launch:
         """Give STAGED experiments free and start workers for whatever is PENDING.
 
