@@ -409,8 +409,10 @@ def _retrained(
     only the masks differ. Where these are the same, as a constant map's at every threshold, one
     model stands for all.
     """
-    masked, networks, seeds = [], [], []
-    number = []  # per task and threshold, that of its model
+    masked: list[Dataset] = []
+    networks: list[torch.nn.Module] = []
+    seeds: list[int] = []
+    number: list[int] = []  # per task and threshold, that of its model
     for data, maps, others, subject in tasks:
         samples = _dataset(data)
         seed = derive_seed("retrained", subject["seed"])
