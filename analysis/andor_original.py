@@ -1,6 +1,6 @@
 """Our runs of the ANDOR study beside runs of the original code.
 
-    python -m analysis.andor_reference SWEEP [--all]
+    python -m analysis.andor_original SWEEP [--all]
 
 The numbers of the original are ours: its functions (github.com/lschwenke/SaliencyMapsAreEncoder at
 a9532a4, with captum 0.6.0 and grad-cam 1.4.8, patched to run on a CPU) on 2inBinary with XOR on
