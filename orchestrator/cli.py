@@ -272,7 +272,7 @@ def run(
         ids = opened.ids({"$and": [selection, chosen]})
         if not ids:
             raise UserError(f"none of the {len(added.ids)} experiments of {file} matches --where")
-        console.print(f"{len(ids)} of them match --where")
+        console.print(f"--where selects {len(ids)} of them")
         selection = {"_id": {"$in": ids}}
         plan = dataclasses.replace(plan, only=tuple(ids))
     status = opened.run(plan, selection)

@@ -61,6 +61,8 @@ class Sweep:
     def add(self, file: str | Path | grid.Grid) -> Added:
         """Enter the experiments of a configuration file as STAGED; known ones are left alone.
 
+        `grid.read(file, {"seed": 1})` reads the file with other values than it has.
+
         Raises:
             orchestrator.grid.GridError: the file has a mistake; nothing was entered.
         """

@@ -119,7 +119,7 @@ def test_add_takes_settings(assay, trivial):
 def test_run_runs_only_what_is_asked_for(assay, trivial):
     run = ("run", trivial, "--executor", "debug", "--no-report")
     output = assay(*run, "-w", "id:2-3")
-    assert "2 of them match --where" in output
+    assert "--where selects 2 of them" in output
     sweep = Sweep("trivial")
     assert sweep.status().counts == {"STAGED": 2, "COMPLETED": 2}
     assert [d["_id"] for d in sweep.store.find("trivial", {"status": "COMPLETED"})] == [2, 3]
