@@ -92,10 +92,8 @@ def fit_many(
         if positions[-1] in histories:
             continue
         part = _Part(whole, state, current)
-        ours, train_, validation_, seeds_ = (
-            [each[position] for position in positions]
-            for each in (models, train, validation, seeds)
-        )
+        ours, seeds_ = [models[p] for p in positions], [seeds[p] for p in positions]
+        train_, validation_ = [train[p] for p in positions], [validation[p] for p in positions]
         if len(positions) == 1:
             found = [
                 fit(
@@ -126,7 +124,7 @@ def evaluate_many(models: Sequence[nn.Module], splits: Sequence[Split]) -> list[
     _check(models, splits=splits)
     results: dict[int, Evaluation] = {}
     for positions in _groups([len(split) for split in splits], EVALUATED):
-        ours, of_ours = ([each[p] for p in positions] for each in (models, splits))
+        ours, of_ours = [models[p] for p in positions], [splits[p] for p in positions]
         training = ours[0].training
         try:
             stack = stacks.Stack(ours)
