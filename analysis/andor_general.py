@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from analysis import figures
+from analysis import figures, text
 from analysis.andor_panels import Methods, bars, columns, empty, only_first, panels
 from analysis.andor_rows import (
     CLASSES,
@@ -132,14 +132,14 @@ def _grid(data: Andor, rows: pd.DataFrame, score: str, theme: str, config: str |
     shown = [*(["all"] if config is not None and len(gates) > 1 else []), *gates]
     methods = Methods.of(data, set(rows["label"]), t)
     undefined = int((~np.isfinite(rows["value"])).sum())
-    params = rows["score_params"].iloc[0]
+    params = text.parameters(rows["score_params"].iloc[0])
     page = panels(
         theme,
         title=_TITLES[score] + (f": {config}" if config else ""),
         subtitle=_SUBTITLES[score],
         caption=f"{count(rows)} Mean and one standard deviation; the dashed line is the"
         f" random control. {data.who()}"
-        + (f" Score parameters: {params}." if params not in ("", "{}") else "")
+        + (f" Score parameters: {params}." if params else "")
         + (f" {undefined:,} undefined values left out." if undefined else ""),
         rows=[class_name(name) for name in classes],
         columns=["all gates" if gate == "all" else top(gate) for gate in shown],

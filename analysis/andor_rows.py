@@ -26,8 +26,9 @@ GATES = ("and", "or", "xor")
 CLASSES = ("0", "1", "all")
 THRESHOLDS = ("baseline", "1.0", "0.8", "0.5")
 UNMASKED = ("all", "none")  # the threshold of models trained on whole inputs
-# The paper shows this method twice, with and without a CLS token, and only it with one.
-WITH_CLS = "transformer_attribution"
+# The paper shows this method (ours, or as its code has it) twice, with and without a CLS token,
+# and only it with one.
+WITH_CLS = ("transformer_attribution", "andor_transformer_attribution")
 _DATASET = re.compile(r"(?P<config>[^/(]+)(?:/(?P<gate>\w+))?(?:\((?P<rest>.*)\))?$", re.DOTALL)
 _POOLED = re.compile(r"(?:^|, )(test_size|fold)=([^,]*)")
 
@@ -102,7 +103,7 @@ class Andor:
         """One sentence on which models count for which method."""
         if self.selection == "paper":
             return (
-                f"Models with a CLS token count only for “{WITH_CLS} (CLS)”,"
+                f"Models with a CLS token count only for “{WITH_CLS[0]} (CLS)”,"
                 " as in the paper's figures."
             )
         return "All models count for every method that applies to them."
@@ -140,7 +141,7 @@ def arrange(
             raise ValueError(f"no trained model has a test accuracy of {accuracy:g} or more")
     if selection == "paper":
         cls = rows["model_params"].map(_has_cls)
-        twice = rows["method"] == WITH_CLS
+        twice = rows["method"].isin(WITH_CLS)
         rows = rows[~cls | twice].copy()
         kind = np.where(cls[rows.index], " (CLS)", " (no CLS)")
         rows["label"] = np.where(twice[rows.index], rows["label"] + kind, rows["label"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from analysis.andor_general import top
 from analysis.andor_panels import Methods, empty, line_styles, lines, only_first, panels
 from analysis.andor_rows import (
     GATES,
+    TRAINED,
     UNMASKED,
     Andor,
     count,
@@ -67,11 +69,21 @@ class Curve:
 
 
 def _masked(data: Andor, score: str, bucket: str | None) -> pd.DataFrame:
-    """A score's rows by threshold, in one bucket or without any; the bucket is taken off."""
+    """A score's rows by threshold, in one bucket or without any; the bucket is taken off.
+
+    A parameter `of` says which bucket stands in rankings: it makes no other rows of the same one.
+    """
     rows = data.score(score, "threshold", *(["bucket"] if bucket else []))
     if bucket:
-        rows = rows[rows["bucket"] == bucket].assign(bucket=None)
+        params = rows["score_params"].map({p: _without_of(p) for p in set(rows["score_params"])})
+        rows = rows[rows["bucket"] == bucket].assign(bucket=None, score_params=params)
+        rows = rows.drop_duplicates([*TRAINED, "label", "score_params", "threshold"])
     return rows[~rows["threshold"].isin(UNMASKED)]
+
+
+def _without_of(params: str) -> str:
+    given = {key: value for key, value in json.loads(params).items() if key != "of"}
+    return json.dumps(given, sort_keys=True)
 
 
 CURVES = (

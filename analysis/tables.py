@@ -83,7 +83,7 @@ def _table(s: summary.Summary, shown: int) -> Table:
         caption_justify="left",
         header_style="bold",
     )
-    table.add_column("#", justify="right", style="dim", vertical="bottom")
+    table.add_column("#", justify="right", style="dim")
     table.add_column("method", overflow="fold", max_width=30)
     table.add_column("family", style="dim")
     table.add_column("mean rank", justify="right")

@@ -48,6 +48,14 @@ Database = Annotated[
     ),
 ]
 File = Annotated[Path, typer.Argument(help="Configuration file (YAML, SEML's language).")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a dotted key in every experiment of the file, whatever the file says of it.",
+    ),
+]
 Executor = Annotated[
     str | None,
     typer.Option(help="Where workers run: local (the default), slurm (with --profile) or debug."),
@@ -219,6 +227,8 @@ def _console() -> Any:
 @app.command()
 def run(
     file: File,
+    settings: Settings = None,
+    where: Words = None,
     sweep: SweepOption = None,
     executor: Executor = None,
     profile: Profile = None,
@@ -238,7 +248,12 @@ def run(
     ] = True,
     db: Database = None,
 ) -> None:
-    """Add a file's experiments, run what is not done, show the ranked table, write the report."""
+    """Add a file's experiments, run what is not done, show the ranked table, write the report.
+
+    With --where, all are added, but only those that match are run and shown.
+    """
+    import dataclasses
+
     from orchestrator import grid
     from orchestrator.sweep import Sweep, name_for
 
@@ -247,12 +262,21 @@ def run(
         executor, profile, workers=workers, slots=slots, threads=threads, partition=partition,
         time=time, mem=mem, gres=gres, setup=setup, image=image, time_limit=time_limit,
     )  # fmt: skip
-    expanded = grid.read(file)
+    chosen = _select(where)
+    expanded = grid.read(file, grid.parse_settings(settings or []))
     opened = Sweep(sweep or name_for(file), db)
     added = opened.add(expanded)
     _report_added(console, opened, added)
-    status = opened.run(plan, added.selection)
-    _finish(console, opened, added.selection, status, output, report_)
+    selection = added.selection
+    if chosen is not None:
+        ids = opened.ids({"$and": [selection, chosen]})
+        if not ids:
+            raise UserError(f"none of the {len(added.ids)} experiments of {file} matches --where")
+        console.print(f"--where selects {len(ids)} of them")
+        selection = {"_id": {"$in": ids}}
+        plan = dataclasses.replace(plan, only=tuple(ids))
+    status = opened.run(plan, selection)
+    _finish(console, opened, selection, status, output, report_)
 
 
 def _report_added(console: Any, opened: Sweep, added: Any) -> None:
@@ -357,6 +381,7 @@ def _write_report(opened: Sweep, found: Summary, status: Any, output: Path | Non
 @app.command()
 def add(
     file: File,
+    settings: Settings = None,
     sweep: SweepOption = None,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be added.")] = False,
     db: Database = None,
@@ -366,7 +391,7 @@ def add(
     from orchestrator.sweep import Sweep, name_for
 
     console = _console()
-    expanded = grid.read(file)
+    expanded = grid.read(file, grid.parse_settings(settings or []))
     name = sweep or name_for(file)
     if dry_run:
         for warning in expanded.warnings:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import logging
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -53,8 +53,12 @@ class Grid:
         return [d["assay"]["identity"] for d in self.documents]
 
 
-def read(path: str | Path) -> Grid:
+def read(path: str | Path, settings: Mapping[str, Any] | None = None) -> Grid:
     """Expand and validate a file.
+
+    Args:
+        settings: dotted keys with their values in every experiment, whatever the file says of
+            them. Experiments that differ in nothing else become one.
 
     Raises:
         GridError: naming file and key, for whatever is wrong with it.
@@ -66,7 +70,7 @@ def read(path: str | Path) -> Grid:
         raise GridError(f"{path}: a `seml:` block with an `executable:` is missing")
     working_dir, study = _executable(path, block)
     with uncollected():
-        return _grid(path, content, block, working_dir, study)
+        return _grid(path, content, block, working_dir, study, settings or {})
 
 
 @contextmanager
@@ -82,11 +86,36 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
+    """The `settings` of `read`, of words `KEY=VALUE` with values in YAML.
+
+    Raises:
+        GridError: naming the word.
+    """
+    found = {}
+    for word in words:
+        key, mark, text = word.partition("=")
+        if not mark or not all(key.split(".")):
+            raise GridError(f"--set {word}: write KEY=VALUE, such as training.epochs=3")
+        try:
+            found[key] = _literals(yaml.load(text, Loader=_UniqueKeys))
+        except yaml.YAMLError:
+            raise GridError(f"--set {word}: the value is not valid YAML") from None
+        except GridError as error:
+            raise GridError(f"--set {word}: {error}") from error
+    return found
+
+
 def _grid(
-    path: Path, content: dict[str, Any], block: dict[str, Any], working_dir: Path, study: Study
+    path: Path,
+    content: dict[str, Any],
+    block: dict[str, Any],
+    working_dir: Path,
+    study: Study,
+    settings: Mapping[str, Any],
 ) -> Grid:
     try:
-        unresolved = _expand(path, content)
+        unresolved = _with(settings, path, _expand(path, content))
         configs = _resolve(path, study, block, working_dir, unresolved)
     except StudyError as error:
         raise GridError(f"{path}: {error}") from error
@@ -100,7 +129,7 @@ def _grid(
     ]
     unique = {d["assay"]["identity"]: d for d in documents}
     warnings = []
-    if len(unique) < len(documents):
+    if len(unique) < len(documents) and not settings:
         warnings.append(f"{len(documents) - len(unique)} configurations stand twice in {path}")
     root = working_dir if "project_root_dir" in block else None
     return Grid(path, study, list(unique.values()), root, warnings)
@@ -213,6 +242,24 @@ def _expand(path: Path, content: dict[str, Any]) -> list[dict[str, Any]]:
         logging.root.setLevel(level)
 
 
+def _with(
+    settings: Mapping[str, Any], path: Path, configs: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The configurations with the settings in them, each once."""
+    if not settings:
+        return configs
+    for config in configs:
+        for key, value in settings.items():
+            *outer, last = key.split(".")
+            place = config
+            for part in outer:
+                place = place.setdefault(part, {})
+                if not isinstance(place, dict):
+                    raise GridError(f"{path}: {key} cannot be set: {part} is {place!r} there")
+            place[last] = value
+    return list({repr(config): config for config in configs}.values())
+
+
 def _resolve(
     path: Path,
     study: Study,
@@ -239,7 +286,7 @@ def _resolve_by_sacred(
     named: list[list[str]],
 ) -> list[dict[str, Any]]:
     """For scripts without a schema: as `seml add` does it, unknown keys included."""
-    from sacred.utils import SacredError
+    from sacred.utils import ConfigAddedError, SacredError
     from seml.experiment import config as seml_config
 
     executable, folder = block["executable"], str(working_dir)
@@ -251,6 +298,11 @@ def _resolve_by_sacred(
         if study.config_model is not None:
             return [_validated(path, study.config_model, config) for config in resolved]
         seml_config.check_config(executable, None, resolved, folder)
+    except ConfigAddedError as error:
+        (key,) = error.__conflicting_configs__
+        captured = {n for f in study.experiment.captured_functions for n in f.signature.arguments}
+        known = sorted(name for name in captured if not name.startswith("_"))
+        raise GridError(_unknown(path, key, key, known)) from error
     except (SacredError, KeyError, TypeError, ValueError) as error:
         text = str(error.args[0] if error.args else error).splitlines()[0]
         raise GridError(f"{path}: {text}") from error

@@ -69,6 +69,7 @@ class Plan:
         image: an Apptainer image whose `python` runs the worker.
         max_workers: start fewer, or none, so that the sweep never has more live workers.
         time_limit: seconds after which an experiment is ended as FAILED.
+        only: ids of the experiments that the workers run; None: whatever is PENDING.
     """
 
     executor: Executor = "local"
@@ -81,6 +82,7 @@ class Plan:
     image: str | None = None
     max_workers: int | None = None
     time_limit: float | None = None
+    only: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -264,6 +266,7 @@ def _options(store: Store, collection: str, address: str, plan: Plan) -> Options
         threads=plan.threads,
         idle_seconds=plan.idle_seconds,
         time_limit=plan.time_limit,
+        only=plan.only,
     )
 
 

@@ -64,11 +64,21 @@ class Claim:
 
 
 class Queue:
-    """The experiments of one sweep, that is, of one collection."""
+    """The experiments of one sweep, that is, of one collection.
 
-    def __init__(self, store: Store, collection: str) -> None:
+    Args:
+        only: ids of those that may be claimed through this object; None for all.
+
+    Attributes:
+        waiting: the filter for experiments that can be claimed.
+    """
+
+    def __init__(self, store: Store, collection: str, only: Sequence[int] | None = None) -> None:
         self.store = store
         self.collection = collection
+        self.waiting: dict[str, Any] = {"status": PENDING}
+        if only is not None:
+            self.waiting["_id"] = {"$in": list(only)}
         self.watch = Watch(store)
         self._held: set[tuple[str, str]] = set()  # leases that we gave to workers of this process
 
@@ -152,7 +162,7 @@ class Queue:
             }
         documents = self.store.claim(
             self.collection,
-            {"status": PENDING, **(condition or {})},
+            {**self.waiting, **(condition or {})},
             {
                 "$set": change,
                 "$inc": {"assay.attempt": 1},

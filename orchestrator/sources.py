@@ -167,7 +167,7 @@ def wanted(queue: Queue, home: Path) -> Source:
     Raises:
         StoreError: the sweep does not have them.
     """
-    first = queue.store.find(queue.collection, {"status": PENDING}, fields=["assay"], limit=1)
+    first = queue.store.find(queue.collection, queue.waiting, fields=["assay"], limit=1)
     digest = first[0].get("assay", {}).get("source") if first else None
     if digest is None:
         return Source()

@@ -61,6 +61,8 @@ class Sweep:
     def add(self, file: str | Path | grid.Grid) -> Added:
         """Enter the experiments of a configuration file as STAGED; known ones are left alone.
 
+        `grid.read(file, {"seed": 1})` reads the file with other values than it has.
+
         Raises:
             orchestrator.grid.GridError: the file has a mistake; nothing was entered.
         """
@@ -85,6 +87,11 @@ class Sweep:
         if len(new) < len(fresh):  # somebody else has added some of them meanwhile
             ids = [*self.queue.identities(expanded.identities).values()]
         return Added(expanded, sorted(ids), new)
+
+    def ids(self, selection: dict[str, Any]) -> list[int]:
+        """Of the experiments that a filter matches now, in order."""
+        found = self.store.find(self.name, selection, fields=["_id"], sort=[("_id", 1)])
+        return [int(document["_id"]) for document in found]
 
     def start(self, plan: Plan | None = None, selection: dict[str, Any] | None = None) -> Launch:
         """Give STAGED experiments free and start workers for whatever is PENDING.

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -33,7 +34,7 @@ from experiments.stages import Leases, NoLeases
 from orchestrator import gpu, liveness, notify, settings, sources
 from orchestrator import study as studies
 from orchestrator.observer import Spool, SpoolObserver, replay
-from orchestrator.queue import PENDING, Claim, Queue
+from orchestrator.queue import Claim, Queue
 from orchestrator.sources import Source
 from orchestrator.store import StoreError, StoreUnavailable, open_store
 
@@ -57,9 +58,10 @@ class Options:
     Attributes:
         store: the store's URL, or the path of a private file that holds it.
         slots: experiments at a time, each with `threads` threads of its own.
-        idle_seconds: how long to stay when nothing is PENDING.
+        idle_seconds: how long to stay when nothing waits.
         time_limit: seconds after which an experiment is ended as FAILED; None: no limit.
         cuda_visible: `CUDA_VISIBLE_DEVICES` of the user, where the launcher would hide it.
+        only: ids of the experiments to run; None: whatever is PENDING.
     """
 
     store: str
@@ -71,6 +73,7 @@ class Options:
     idle_seconds: float = 2.0
     time_limit: float | None = None
     cuda_visible: str | None = None
+    only: Sequence[int] | None = None
 
 
 @dataclass
@@ -103,7 +106,7 @@ def main(options: Options) -> int:
     while True:  # once for each state of the code that experiments want
         worker = Worker(queue, options, sources.wanted(queue, Path(options.home)))
         done += worker.run()
-        if worker.stopping or not queue.store.count(queue.collection, {"status": PENDING}):
+        if worker.stopping or not queue.store.count(queue.collection, queue.waiting):
             return done
 
 
@@ -112,7 +115,7 @@ def _queue(options: Options) -> Queue:
     url = options.store
     if url.startswith("/"):
         url = Path(url).read_text().strip()
-    return Queue(open_store(url), options.collection)
+    return Queue(open_store(url), options.collection, options.only)
 
 
 def _task(claim: Claim, code: str) -> dict[str, Any]:
@@ -227,7 +230,7 @@ class Worker:
             os.environ["PYTHONSAFEPATH"] = "1"
         waiting = self.queue.store.find(
             self.queue.collection,
-            {"status": PENDING, "seml.source_files": None, **self.source.condition()},
+            {**self.queue.waiting, "seml.source_files": None, **self.source.condition()},
             fields=["seml.executable", "seml.working_dir"],
             limit=1,
         )

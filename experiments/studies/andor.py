@@ -381,31 +381,46 @@ def _retrained(
     """For each (data, maps, other maps, subject) the outcome per threshold, all trained at once.
 
     All models of a fold start from the same weights and see the rows in the same order, so that
-    only the masks differ.
+    only the masks differ. Where these are the same, as a constant map's at every threshold, one
+    model stands for all.
     """
-    masked, networks, seeds = [], [], []
+    masked: list[Dataset] = []
+    networks: list[torch.nn.Module] = []
+    seeds: list[int] = []
+    number: list[int] = []  # per task and threshold, that of its model
     for data, maps, others, subject in tasks:
         samples = _dataset(data)
         seed = derive_seed("retrained", subject["seed"])
+        first = len(networks)
         for threshold in thresholds:
-            masked.append(_masked(samples, maps, others, threshold))
-            networks.append(_network(samples, subject["architecture"], seed, subject["dtype"]))
-            seeds.append(derive_seed("training", seed))
+            hidden = _masked(samples, maps, others, threshold)
+            alike = (k for k in range(first, len(networks)) if _same_rows(masked[k], hidden))
+            number.append(next(alike, len(networks)))
+            if number[-1] == len(networks):
+                masked.append(hidden)
+                networks.append(_network(samples, subject["architecture"], seed, subject["dtype"]))
+                seeds.append(derive_seed("training", seed))
     histories = stacked.fit_many(
         networks, [m.train for m in masked], [m.validation for m in masked],
         recipe=Recipe.model_validate(training), seeds=seeds, order_seed=order,
         checkpoint=checkpoint(), stack=STACK,
     )  # fmt: skip
     tested = stacked.evaluate_many(networks, [m.test for m in masked])
-    outcomes = iter(
+    outcomes = [
         {
             "accuracy": evaluation.accuracy,
             "prediction": evaluation.prediction,
             "epochs": len(history.train_loss),
         }
         for history, evaluation in zip(histories, tested, strict=True)
-    )
-    return [{str(threshold): next(outcomes) for threshold in thresholds} for _ in tasks]
+    ]
+    models = iter(number)
+    return [{str(threshold): outcomes[next(models)] for threshold in thresholds} for _ in tasks]
+
+
+def _same_rows(left: Dataset, right: Dataset) -> bool:
+    splits = ("train", "validation", "test")
+    return all(torch.equal(getattr(left, s).x, getattr(right, s).x) for s in splits)
 
 
 def _masked(samples: Dataset, maps: Tensor, others: Tensor, threshold: Threshold) -> Dataset:

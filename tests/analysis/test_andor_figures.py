@@ -92,6 +92,10 @@ def test_every_figure_has_a_name_and_a_folder(table: pd.DataFrame) -> None:
             expected |= {f"{config}/{kind}/{method}" for method in methods}
     assert names == expected
     assert andor.missing(table) == []
+    # The same rows once more, with another bucket in rankings, are no figures of their own.
+    bayes = table[table["score"] == "bayes_accuracy"]
+    params = bayes["score_params"].map(lambda given: json.dumps({**json.loads(given), "of": "row"}))
+    assert set(andor.drawings(pd.concat([table, bayes.assign(score_params=params)]))) == expected
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,11 @@ def test_the_papers_selection_of_models(table: pd.DataFrame) -> None:
     cls = data["model_params"].str.contains('"cls": true')
     assert set(data.loc[cls, "label"]) == {"transformer_attribution (CLS)"}
     assert "transformer_attribution (no CLS)" in set(data.loc[~cls, "label"])
+    as_coded = table.assign(
+        method=table["method"].replace("transformer_", "andor_transformer_", regex=True)
+    )
+    labels = set(arrange(as_coded, "paper").frame["label"])
+    assert {f"andor_transformer_attribution ({kind})" for kind in ("CLS", "no CLS")} <= labels
     assert set(arrange(table, accuracy=1.0).trained["accuracy"]) == {1.0}
     assert len(arrange(table).trained) == 12
     with pytest.raises(ValueError, match="test accuracy"):

@@ -130,3 +130,26 @@ def test_without_retraining_its_scores_are_left_out_and_named(tmp_path):
         ("retrained_accuracy", "forest_accuracy", "forest_importance"), "needs retrain: true"
     )
     assert "retrained" not in run.summary()
+
+
+def test_masks_that_hide_the_same_are_retrained_once(monkeypatch):
+    samples = generate({})
+    data, rest = samples.state(), torch.zeros(0, samples.test.x.shape[1])
+    subject = {"architecture": {"name": "andor_cnn"}, "seed": 0, "dtype": "float64"}
+    maps = torch.rand(samples.test.x.shape, generator=torch.Generator().manual_seed(0))
+    tasks = [(data, each, rest, subject) for each in (torch.zeros_like(maps), maps)]
+    training = {"epochs": 1, "batch_size": 64}
+    together = []
+    fit_many = andor.stacked.fit_many
+
+    def counted(models, *splits, **options):
+        together.append(len(models))
+        return fit_many(models, *splits, **options)
+
+    monkeypatch.setattr(andor.stacked, "fit_many", counted)
+    constant, real = andor._retrained(tasks, training, ["baseline", 1.0, 0.5], 0)
+    assert together == [4]  # one for the constant map, which hides everything at every threshold
+    (alone,) = andor._retrained(tasks[1:], training, ["baseline", 1.0, 0.5], 0)
+    for threshold, outcome in alone.items():
+        torch.testing.assert_close(real[threshold]["prediction"], outcome["prediction"])
+        assert constant[threshold]["accuracy"] == constant["baseline"]["accuracy"]

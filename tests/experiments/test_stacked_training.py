@@ -96,10 +96,10 @@ def recipe(given, **more) -> Recipe:
     return Recipe(**(usual | given | more))
 
 
-def together(spec, given, first: int = 0, **options):
+def together(spec, given, first: int = 0, train=TRAIN, **options):
     made = models(spec, first)
     histories = fit_many(
-        made, TRAIN, VALIDATION, recipe=recipe(given), seeds=range(K), order_seed=7,
+        made, train, VALIDATION, recipe=recipe(given), seeds=range(K), order_seed=7,
         **({"stack": K} | options),
     )  # fmt: skip
     return made, histories
@@ -329,6 +329,24 @@ def test_interrupted_and_resumed_is_never_interrupted(case, size, tmp_path):
             interruptions += 1
     assert interruptions >= 2
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("size", [5, 2])
+def test_folds_of_two_lengths_go_on_where_they_were(size, tmp_path):
+    """Whatever group of which length was interrupted, or had just ended."""
+    train = [data(k, rows) for k, rows in enumerate([20, 21, 20, 21, 21])]
+    expected = together(*CASES["paper"], train=train, stack=size)
+    for times in (1, 3, 7):
+        interruptions = 0
+        while True:
+            kept = kept_in(tmp_path / str(times), times=times)
+            try:
+                found = together(*CASES["paper"], train=train, stack=size, checkpoint=kept)
+                break
+            except Interrupted:
+                interruptions += 1
+        assert interruptions
+        assert_same(found, expected)
 
 
 def test_saving_changes_nothing(tmp_path):

@@ -36,8 +36,10 @@ def workers(sweep):
 
 def test_a_sweep_runs_once_and_only_once(assay, trivial, home):
     file = trivial(6)
-    assert "6 experiments" in assay("run", file).stdout
+    assert "6 experiments" in assay("run", file, "-w", "number<2").stdout
     sweep = Sweep("trivial")
+    assert sweep.status().counts == {"STAGED": 4, "COMPLETED": 2}
+    assay("run", file)
     before = sweep.store.find("trivial")
     assert Counter(d["status"] for d in before) == {"COMPLETED": 6}
     assert {d["result"]["value"] for d in before} == {0, 2, 4, 6, 8, 10}

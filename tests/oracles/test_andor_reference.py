@@ -139,13 +139,14 @@ def test_random_maps(config, top, nib, gib, accuracy, statistics):
     known = context(config, top)
     draws = 60 if config == "2inBinary" else 10
     generator = torch.Generator().manual_seed(0)
-    found: dict[str, list[list[float]]] = {"nib": [], "gib": [], "la": [], "las": []}
+    found: dict[str, list[list[float]]] = {"nib": [], "gib": [], "la": [], "las": [], "share": []}
     for _ in range(draws):
         maps = torch.rand(known.x.shape, generator=generator, dtype=torch.float64)
         found["nib"].append(by_class("nib", maps, known))
         found["gib"].append(by_class(GIB_PAPER, maps, known))
         found["la"].append(by_threshold("logical_accuracy", maps, known))
         found["las"].append(by_threshold("logical_accuracy_statistics", maps, known))
+        found["share"].append(by_threshold("masked_share", maps, known))
     mean = {name: torch.tensor(values).mean(0).tolist() for name, values in found.items()}
     assert mean["nib"] == pytest.approx(nib, abs=1.5)
     # The reference means of 3inBinary are over 10 maps; with class 1 of "and" in 168 rows their
@@ -153,6 +154,8 @@ def test_random_maps(config, top, nib, gib, accuracy, statistics):
     assert mean["gib"] == pytest.approx(gib, abs=1.5 if config == "2inBinary" else 2.5)
     assert mean["la"] == pytest.approx([v / 1000 for v in accuracy], abs=0.012)
     assert mean["las"] == pytest.approx([v / 1000 for v in statistics], abs=0.012)
+    shares = (0.75 if config == "2inBinary" else 0.81, 0.50, 0.42, 0.30)
+    assert mean["share"] == pytest.approx(shares, abs=0.02)
 
 
 @pytest.mark.parametrize("top", TOPS)
