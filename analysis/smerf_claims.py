@@ -88,10 +88,10 @@ class Claim:
         return "\n".join(lines)
 
 
-def claims(data: Smerf, condition: str | None = None) -> list[Claim]:
-    """The eight claims, about models of one condition (the first); the seventh is about others."""
-    condition = condition or data.conditions[0]
-    return [evaluate(data, condition) for evaluate in _CLAIMS]
+def claims(data: Smerf, numbers: Sequence[int] = range(1, 9)) -> list[Claim]:
+    """These of the eight claims, about models of the first condition; the seventh is about the
+    others."""
+    return [_CLAIMS[number - 1](data, data.conditions[0]) for number in numbers]
 
 
 # ---------------------------------------------------------------- numbers

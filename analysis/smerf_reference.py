@@ -129,25 +129,22 @@ def compare(data: Smerf, condition: str) -> pd.DataFrame:
     Only what the rows have. Means over all buckets of a kind are left out unless all its buckets
     are there, as they would be means of something else.
     """
-    complete = {kind for kind, missing in data.of(condition).missing_buckets().items()
-                if not missing}  # fmt: skip
-    ours = {measure: _ours(data, condition, measure, complete)
-            for measure in ("PIOU", "PAFL", "SAFL")}  # fmt: skip
-    rows = []
-    for number in published():
-        label = data.label_of(number.method) or number.method
-        table = ours[number.measure]
-        found = table[(table["where"] == number.where) & (table["label"] == label)]
-        for _, mine in found.iterrows():
-            difference = mine["estimate"] - number.value
-            rows.append(
-                [number.measure, number.where, label, number.method, number.value,
-                 mine["estimate"], mine["low"], mine["high"], difference,
-                 bool(abs(difference) <= TOLERANCE), number.source]
-            )  # fmt: skip
-    columns = ["measure", "where", "method", "paper", "reference", "estimate", "low", "high",
-               "difference", "within", "source"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+    lacking = data.of(condition).missing_buckets()
+    complete = {kind for kind, missing in lacking.items() if not missing}
+    measures = ("PIOU", "PAFL", "SAFL")
+    ours = pd.concat(
+        [_ours(data, condition, m, complete).assign(measure=m) for m in measures],
+        ignore_index=True,
+    )
+    theirs = pd.DataFrame(published()).rename(columns={"method": "paper", "value": "reference"})
+    labels = {name: data.label_of(name) or name for name in theirs["paper"].unique()}
+    theirs["method"] = theirs["paper"].map(labels)
+    ours = ours.rename(columns={"label": "method"})
+    both = theirs.merge(ours, on=["measure", "where", "method"], how="inner")
+    difference = (both["estimate"] - both["reference"]).astype(float)
+    both = both.assign(difference=difference, within=difference.abs() <= TOLERANCE)
+    return both[["measure", "where", "method", "paper", "reference", "estimate", "low", "high",
+                 "difference", "within", "source"]]  # fmt: skip
 
 
 def _ours(data: Smerf, condition: str, measure: str, complete: set[str]) -> pd.DataFrame:

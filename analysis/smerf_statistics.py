@@ -26,6 +26,7 @@ from analysis.bootstrap import Grid
 
 DRAWS = 1000
 PLACE = ("condition", "setting", "bucket")
+_COUNTS = ("n_models", "n_samples", "n_undefined")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Numbers:
             for _, same in rows.groupby(["condition", "setting"], sort=False)
         ]
         if not parts:
-            columns = [*by, *PLACE, "n_models", "n_samples", "n_undefined"]
+            columns = [*by, *PLACE, *_COUNTS]
             nothing = np.zeros(0)
             return cls(
                 pd.DataFrame(columns=columns), nothing, np.zeros((0, draws)), nothing.astype(int)
@@ -90,32 +91,31 @@ class Numbers:
     def _pooled(self, by: Sequence[str], *, worst: bool) -> Numbers:
         if not len(self):
             return self
-        keys = list(by)
-        rows, values, drawn, freedom = [], [], [], []
-        for key, same in self.table.groupby(keys, sort=False):
-            at = same.index.to_numpy()
-            lowest = at[np.argmin(self.value[at])]
-            row = {
-                **dict(zip(keys, key, strict=True)),
-                "n_models": same["n_models"].min(),
-                "n_samples": same["n_samples"].sum(),
-                "n_undefined": same["n_undefined"].sum(),
-                "n_buckets": len(at),
-            }
-            if worst:
-                where = same.loc[lowest]
-                row |= {"setting": where["setting"], "bucket": where["bucket"]}
-                values.append(self.value[lowest])
-                low = self.drawn[at].min(0)
-                drawn.append(low - 2 * (low.mean() - self.value[lowest]))
-                freedom.append(self.freedom[lowest])
-            else:
-                values.append(self.value[at].mean())
-                drawn.append(self.drawn[at].mean(0))
-                of_setting = same.assign(_dof=self.freedom[at]).groupby(["condition", "setting"])
-                freedom.append(int(of_setting["_dof"].max().sum()))
-            rows.append(row)
-        return Numbers(pd.DataFrame(rows), np.array(values), np.array(drawn), np.array(freedom))
+        group = self.table.groupby(list(by), sort=False).ngroup().to_numpy()
+        order = np.lexsort((self.value, group))  # the lowest of each group first
+        starts = np.searchsorted(group[order], np.arange(group.max() + 1))
+        lowest, size = order[starts], np.diff([*starts, len(order)])
+        drawn = self.drawn[order]
+        counts = {name: self.table[name].to_numpy(int)[order] for name in _COUNTS}
+        table = self.table.iloc[lowest][[*by, *(["setting", "bucket"] if worst else [])]]
+        table = table.loc[:, ~table.columns.duplicated()].assign(
+            n_models=np.minimum.reduceat(counts["n_models"], starts),
+            n_samples=np.add.reduceat(counts["n_samples"], starts),
+            n_undefined=np.add.reduceat(counts["n_undefined"], starts),
+            n_buckets=size,
+        )
+        if worst:
+            value, low = self.value[lowest], np.minimum.reduceat(drawn, starts)
+            drawn = low - 2 * (low.mean(axis=1) - value)[:, None]
+            freedom = self.freedom[lowest]
+        else:
+            value = np.add.reduceat(self.value[order], starts) / size
+            drawn = np.add.reduceat(drawn, starts) / size[:, None]
+            models = self.table.groupby(["condition", "setting"], sort=False).ngroup().to_numpy()
+            of_setting = np.zeros((len(starts), models.max() + 1), dtype=int)
+            np.maximum.at(of_setting, (group, models), self.freedom)
+            freedom = of_setting.sum(1)
+        return Numbers(table.reset_index(drop=True), value, drawn, freedom)
 
     def minus(self, other: Numbers, on: Sequence[str]) -> Numbers:
         """Differences of the numbers with equal keys `on`, draw by draw; others are left out."""
