@@ -27,7 +27,7 @@ else:
 
 @method(
     "object_shapley", library="assay", family="perturbation", passes="2^O F for O objects",
-    needs_objects=True, source="Lundberg & Lee 2017",
+    needs_objects=True, aliases=["object_kernel_shap"], source="Lundberg & Lee 2017",
 )  # fmt: skip
 def object_shapley(
     model: nn.Module,

@@ -146,6 +146,22 @@ def test_one_object_of_two_is_all_that_a_perfect_map_gets(samples):
     assert _value({"name": "iou"}, maps, context) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    ("bucket", "expected"), [("A", 0.070), ("B", 0.060), ("Box1", 0.024), ("Box2", 0.004)]
+)
+def test_the_threshold_of_a_constant_map_is_its_value(bucket, expected):
+    """All pixels are kept, so the object's share of the image is left."""
+    role = {"A": "Complex-CR1", "B": "Complex-CR1", "Box1": "Simple-FR", "Box2": "Complex-CR1"}
+    spec = smerf.SmerfSpec(setting=role[bucket], test=1, train_share=1e-6, validation=1)
+    images = smerf.images(smerf.generate(spec), "test")
+    number = [b.name for b in images.setting.buckets].index(bucket)
+    one = images[(images.bucket == number).nonzero().squeeze(1)]
+    maps = torch.ones(1, 1, 64, 64)
+    context = Context(x=one.x[:], y=one.y, regions=one.regions())
+    assert _value(PAPER_IOU, maps, context) == pytest.approx(expected, abs=5e-4)
+    assert np.isnan(_value(PAPER_AFL, maps, context))
+
+
 # --- the views ---
 
 
