@@ -31,7 +31,7 @@ def _few_draws() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def rows() -> pd.DataFrame:
     return table(
-        Plan(settings=SETTINGS, methods=FOUR, n=6, seeds=(0, 1), presets=("paper", "fixed"),
+        Plan(settings=SETTINGS, methods=FOUR, n=4, seeds=(0, 1), presets=("paper", "fixed"),
              probes=20)
     )  # fmt: skip
 
