@@ -13,7 +13,7 @@ from test_smerf_rows import CONTROLS, Plan, table
 
 from analysis import frames, smerf_claims, smerf_reference, smerf_statistics
 from analysis.smerf_claims import ARTEFACT, FAILS, HOLDS, UNKNOWN, Claim
-from analysis.smerf_rows import TEN, Smerf, arrange
+from analysis.smerf_rows import TEN, Smerf, arrange, objects
 
 pytestmark = pytest.mark.filterwarnings("error")
 SETTINGS = ("Simple-FR", "Simple-NR", "Complex-CR1")
@@ -72,7 +72,8 @@ def test_the_planted_pattern_of_the_tables(rows: pd.DataFrame) -> None:
     assert parts(found[3]) == {"Simple-FR": HOLDS, "Simple-NR": HOLDS}
     assert parts(found[4])["Complex-CR1 (Box2, text)"] == HOLDS
     assert parts(found[4])["Complex-CR2 (Box1, text)"] == UNKNOWN
-    assert found[5].verdict == FAILS  # shares that are separable
+    assert found[5].verdict == UNKNOWN  # three settings of seven
+    assert "lacks 4 of the settings" in found[5].show()
     assert found[6].verdict == UNKNOWN
     assert found[7].verdict == HOLDS
     text = found[2].show()
@@ -95,6 +96,25 @@ def test_a_fall_is_an_artefact_if_the_oracle_falls_as_well(rows: pd.DataFrame) -
     assert "under the fixed preset only" in fixed.show()
     rises = claim(1, planted(rows, lambda row: 0.8 if is_complex(row) else 0.5))
     assert rises.verdict == FAILS
+
+
+def test_with_more_objects_the_oracle_has_to_fall_as_much(rows: pd.DataFrame) -> None:
+    def falls(oracle: float) -> Callable[[dict[str, Any]], float | None]:
+        def value(row: dict[str, Any]) -> float | None:
+            n, by = len(objects(row["bucket"])), oracle if row["method"] == "oracle" else 0.2
+            return {"afl": 0.9 - by * n, "safl": by * n}.get(row["score"])
+
+        return value
+
+    assert parts(claim(4, planted(rows, falls(0.02))))["Simple-NR"] == HOLDS
+    assert parts(claim(4, planted(rows, falls(0.15))))["Simple-NR"] == ARTEFACT
+    assert parts(claim(4, planted(rows, lambda row: 0.5)))["Simple-NR"] == FAILS
+
+
+def test_maps_are_told_apart_among_all_settings() -> None:
+    for separable, verdict in ((True, FAILS), (False, HOLDS)):
+        made = table(Plan(methods=FOUR[:1], measures=(), seeds=(0, 1), separable=separable))
+        assert claim(6, arrange(made)).verdict == verdict
 
 
 def test_success_is_an_artefact_if_the_raw_input_succeeds(rows: pd.DataFrame) -> None:
