@@ -55,7 +55,7 @@ _KINDS = (
           andor_summary.drawings),
     _Kind("general/performance", "`model_accuracy`, which every study's rows have",
           andor_general.performance),
-    _Kind("general/forest_importance", "the score `forest_importance`",
+    _Kind("general/forest_importance", f"the score `forest_importance`, {_RETRAIN}",
           andor_importance.forest_importance),
     _Kind("general/mean_importance", "the score `mean_importance`", andor_importance.mean_maps),
     _Kind("general/mean_importance_by_class", "the score `mean_importance`",

@@ -35,8 +35,7 @@ _GATE = re.compile(r"(and|or|xor)(\d*)")
 
 
 def forest_importance(data: Andor, theme: str) -> Drawings:
-    rows = data.score("forest_importance", "bucket")
-    rows = rows[rows["bucket"].map(input_number).isna()]
+    rows = _of_gates(data.score("forest_importance", "bucket"))
     # Every method's rows repeat the forest's numbers: a model's forest counts once.
     rows = rows.drop_duplicates(["dataset", "model", "model_params", "seed", "fold", "bucket"])
     if len(rows):
@@ -62,11 +61,15 @@ def mean_maps_by_class(data: Andor, theme: str) -> Drawings:
 
 
 def _mean_rows(data: Andor) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    rows = data.score("mean_importance", "class", "bucket")
-    rows = rows[rows["bucket"].map(input_number).isna() & (rows["bucket"] != "contrast")]
+    rows = _of_gates(data.score("mean_importance", "class", "bucket"))
     for suffix, mine in variants(rows):
         for label in _labels(data, mine):
             yield suffix, label, mine[mine["label"] == label]
+
+
+def _of_gates(rows: pd.DataFrame) -> pd.DataFrame:
+    """Without the rows of single inputs, and of the difference that stands in rankings."""
+    return rows[rows["bucket"].map(input_number).isna() & (rows["bucket"] != "contrast")]
 
 
 def _map_figure(data: Andor, rows: pd.DataFrame, label: str, theme: str) -> Callable[[], Figure]:

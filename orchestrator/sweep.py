@@ -232,7 +232,8 @@ class _Keeper:
         if time.monotonic() > self._next_check and not status.finished:
             self._next_check = time.monotonic() + 2.0
             self.sweep.queue.reap()
-            if not self.launch.running() and status.of(PENDING, RUNNING, STAGED):
+            # What is running, another's worker runs; that of a dead one waits again by now.
+            if not self.launch.running() and status.of(PENDING, STAGED):
                 self._replace(status.of(PENDING, RUNNING))
         return status
 

@@ -189,6 +189,13 @@ def test_every_fold_is_a_trained_model(table: pd.DataFrame) -> None:
     assert (found["estimate"] < found["high"]).all()
 
 
+@pytest.mark.parametrize("name", ["forest_importance", "mean_importance/random"])
+def test_importance_is_shown_by_gate(table: pd.DataFrame, name: str) -> None:
+    figure = andor.drawings(table)[f"general/{name}"]()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == ["AND", "OR", "XOR", "irrelevant"]
+
+
 def test_irrelevant_inputs_are_left_out(run: pd.DataFrame) -> None:
     rows = first_variant(arrange(run).score("wrong_importance", "class", "bucket"))
     assert set(andor_importance._of_formula(rows)["input"]) == set(range(6))

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator import cli, grid
-from orchestrator.sweep import Sweep
+from orchestrator import cli, grid, liveness
+from orchestrator.launch import Launch, Plan
+from orchestrator.sweep import Sweep, _Keeper
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -128,6 +129,26 @@ def test_run_runs_only_what_is_asked_for(assay, trivial):
     assert sweep.status().counts == {"PENDING": 1, "COMPLETED": 3}
     assay(*run)
     assert sweep.status().counts == {"COMPLETED": 4}
+
+
+def test_the_last_experiment_of_another_worker_is_awaited(assay, trivial, monkeypatch):
+    """Our own workers have ended, since nothing waits: that is no reason to start more."""
+    assay("add", trivial)
+    sweep = Sweep("trivial")
+    launches = []
+    monkeypatch.setattr(
+        "orchestrator.sweep.launch", lambda *_: launches.append(1) or Launch("local", Path())
+    )
+    sweep.queue.submit()
+    other = liveness.register(sweep.store, "trivial", 4)
+    claims = sweep.queue.claim(other, 4)
+    keeper = _Keeper(sweep, Plan(), {"_id": 4})
+    for _ in range(6):
+        keeper._next_check = 0.0
+        assert not keeper.over(keeper.look())
+    assert launches == [1]
+    assert sweep.queue.finish(claims[-1], "COMPLETED", {})
+    assert keeper.over(keeper.look())
 
 
 def test_a_filter_that_nothing_matches_is_said(assay, trivial):
