@@ -337,7 +337,7 @@ def _next_steps(opened: Sweep, status: Any) -> list[tuple[str, str]]:
         steps.append((f"{assay} retry {name}", "put what failed back into the queue"))
     steps += [
         (f"{assay} results {name} --csv scores.csv", "every number with all its coordinates"),
-        (f"{assay} status {name}", "states, times, errors"),
+        (f"{assay} report {name}", "all figures of the study"),
         (f"{assay} methods", "more methods to put into the YAML file"),
     ]
     return steps[:3]
