@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -469,15 +469,18 @@ def start(
         time_limit=time_limit, max_workers=max_workers,
     )  # fmt: skip
     opened = _existing(sweep, db)
-    if dry_run:
-        from orchestrator import launch
+    from orchestrator import launch
 
+    if dry_run:
         counts = opened.queue.counts(_select(where))
         waiting = counts.get("STAGED", 0) + counts.get("PENDING", 0)
         typer.echo(launch.describe(opened.store, opened.name, opened.address.url, plan))
         typer.echo(f"# nothing was started; {waiting} experiments wait")
         return
-    launched = opened.start(plan, _select(where))
+    # In the debugger an experiment runs in this process, and prints.
+    own = nullcontext() if plan.executor == "debug" else launch.without_our_output()
+    with own:
+        launched = opened.start(plan, _select(where))
     waiting = opened.status().of("PENDING")
     console = _console()
     if launched.note:

@@ -320,7 +320,7 @@ def _locally(
     executor.update_parameters(timeout_min=MINUTES_WITHOUT_LIMIT, setup=list(plan.setup))
     # submitit hides all GPUs from local jobs that ask for none; the worker undoes it.
     options = replace(options, cuda_visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
-    with _deaf_to_ctrl_c(), _without_our_output():
+    with _deaf_to_ctrl_c():
         jobs = [executor.submit(worker.main, options) for _ in range(count)]
     processes = [intents.process(int(job.job_id)) for job in jobs]
     intents.conclude(store, token, state=intents.SUBMITTED, processes=processes)
@@ -473,7 +473,7 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _without_our_output() -> Iterator[None]:
+def without_our_output() -> Iterator[None]:
     """Processes started inside do not hold our standard output and error: whoever reads them, as
     in `assay start | tail`, would wait for the workers to end. They write into their folder."""
     sys.stdout.flush()

@@ -172,8 +172,9 @@ def metric(
     (`meta["formula"]`, gates over inputs), "region" (`Context.region("relevant")`), "model"
     (`Context.batch`), "method" (`Context.explain`, and the model). `measure` is only called when
     they are there and the maps are finite. Words for the reader that a score checks itself:
-    "secondary region", "image" (maps with two spatial axes), "object game"
-    (`meta["object_game"]`), "prediction" and "retraining" (`Context.prediction`, `.retrained`).
+    "secondary region", "objects" (a role of that name), "image" (maps with two spatial axes),
+    "object game" (`meta["object_game"]`), "prediction" and "retraining" (`Context.prediction`,
+    `.retrained`).
 
     A score that needs the model or the method is called once per batch, gives a value per sample
     (`Measurement.of`), and its measurements are joined by their facets.

@@ -24,7 +24,7 @@ else:
     family="localisation",
     direction="higher",
     range=(0, 1),
-    needs={"region"},
+    needs={"region", "objects"},
     source="Kim, Plumb & Talwalkar 2022",
 )
 @dataclass(frozen=True)
