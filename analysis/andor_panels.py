@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from analysis.smerf_rows import Smerf
+
 BODY, SMALL = 9.0, figures._SMALL
 LINE = 0.155  # height of a line of small text
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
@@ -153,7 +155,10 @@ class Methods:
     colour: dict[str, str]
 
     @classmethod
-    def of(cls, data: Andor, present: Sequence[str] | set[str], t: figures.Theme) -> Methods:
+    def of(
+        cls, data: Andor | Smerf, present: Sequence[str] | set[str], t: figures.Theme
+    ) -> Methods:
+        """Rows for the methods that are present, in the order of the study; colours by family."""
         table = data.methods
         table = table[table.index.isin(list(present))]
         families = sorted(set(table.loc[~table["control"], "family"].astype(str)))

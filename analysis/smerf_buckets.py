@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import bootstrap, figures, summary
-from analysis.andor_panels import SHAPES, panels, whisker
+from analysis.andor_panels import SHAPES, Methods, panels, whisker
 from analysis.smerf_panels import (
     SMALL,
     Drawings,
@@ -22,7 +22,6 @@ from analysis.smerf_panels import (
     draw_controls,
     highest_of,
     intervals_are,
-    methods_of,
     palette,
     point_key,
     points,
@@ -117,7 +116,7 @@ def _grid(
     across = min(across, len(shown))
     down = -(-len(shown) // across)
     labels = set(tables[0]["label"]) | set(tables[1]["label"])
-    methods = methods_of(data, labels, t)
+    methods = Methods.of(data, labels, t)
     colours = _role_colours(t)
     lines = max(head.count("\n") for head in heads)
     highest = highest_of(*tables)
@@ -208,7 +207,7 @@ def _groups(
     kind = settings[0].partition("-")[0].lower()
     both = [_means(data, condition, measure, version) for measure in PAIRS[pair]]
     both = [numbers.only(numbers.table["kind"] == kind) for numbers in both]
-    methods = methods_of(data, {*both[0].table["label"], *both[1].table["label"]}, t)
+    methods = Methods.of(data, {*both[0].table["label"], *both[1].table["label"]}, t)
     marked = [grouped(numbers, settings) for numbers in both]
     names = list(dict.fromkeys([n for m in marked for n in m.table.get("group", [])]))
     colours = palette(names, t)
@@ -288,7 +287,7 @@ def _object_counts(data: Smerf, theme: str, condition: str, pair: str, version: 
     both[1] = both[1].only(has_primary(both[1].table))
     tables = [by_count(numbers).intervals() for numbers in both]
     settings = ordered(tables[0]["setting"], list(GROUPS))
-    methods = methods_of(data, set(tables[0]["label"]), t)
+    methods = Methods.of(data, set(tables[0]["label"]), t)
     colours = dict(zip((1, 2, 3), palette("abc", t).values(), strict=True))
     page = panels(
         theme,

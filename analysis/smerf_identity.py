@@ -19,13 +19,12 @@ import numpy as np
 import pandas as pd
 
 from analysis import bootstrap, figures
-from analysis.andor_panels import panels
+from analysis.andor_panels import Methods, panels
 from analysis.smerf_panels import (
     SMALL,
     Drawings,
     caption,
     intervals_are,
-    methods_of,
     point_key,
     points,
     unit_axis,
@@ -220,7 +219,7 @@ def _accuracy(data: Smerf, theme: str, condition: str) -> Figure:
     numbers = found.accuracy()
     table = numbers.intervals()
     alike = likeness(data, condition)
-    methods = methods_of(data, set(table["label"]), t)
+    methods = Methods.of(data, set(table["label"]), t)
     page = panels(
         theme,
         title="Which model made this map?",

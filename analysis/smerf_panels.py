@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from analysis import figures, summary
-from analysis.andor_panels import Methods
 from analysis.smerf_rows import Smerf
 from analysis.smerf_statistics import DRAWS, Numbers
 
@@ -30,18 +29,6 @@ LINES: dict[str, tuple[str, Any]] = {
     "sobel": ("edges", (0, (6, 2, 1.5, 2))),
     "random": ("random", (0, (1.5, 1.5))),
 }
-
-
-def methods_of(data: Smerf, labels: Sequence[str] | set[str], t: figures.Theme) -> Methods:
-    """Rows for these methods, in the paper's order; colours by family."""
-    table = data.methods
-    table = table[table.index.isin(list(labels))]
-    families = sorted(set(table.loc[~table["control"], "family"].astype(str)))
-    colour = {
-        str(name): t.control if control else figures._colour(str(family), families, t)
-        for name, family, control in table[["family", "control"]].itertuples()
-    }
-    return Methods(list(colour), dict(table["control"]), colour)
 
 
 def palette(names: Sequence[str], t: figures.Theme) -> dict[str, str]:

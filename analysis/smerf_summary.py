@@ -25,7 +25,6 @@ from analysis.smerf_panels import (
     draw_controls,
     highest_of,
     intervals_are,
-    methods_of,
     palette,
     point_key,
     points,
@@ -137,7 +136,7 @@ def average_and_worst(
     several = len(conditions) > 1
     labels = set(used.table["label"])
     shown = labels - set(data.controls.values()) if several else labels
-    methods = methods_of(data, shown or labels, t)
+    methods = Methods.of(data, shown or labels, t)
     colours = palette(conditions, t)
     counts = {
         kind: len(same[["setting", "bucket"]].drop_duplicates())
@@ -268,7 +267,7 @@ def _worst(data: Smerf, theme: str, condition: str, version: str) -> Figure:
     numbers = numbers.only(numbers.table["condition"] == condition)
     table = numbers.worst(["kind", "label"]).intervals()
     kinds = ordered(table["kind"], KINDS)
-    methods = methods_of(data, set(table["label"]), t)
+    methods = Methods.of(data, set(table["label"]), t)
     colours = palette(kinds, t)
     where = {
         kind: [f"{row.setting} {row.bucket}" for row in table[table["kind"] == kind].itertuples()]
