@@ -351,11 +351,18 @@ def _reasoner(config: Config) -> Reasoner:
 
 
 def _weights(model: dict[str, Any]) -> dict[str, str]:
-    """SHA-256 of the file of weights that a model is made of; nothing without one."""
+    """SHA-256 of the file of weights that a model is made of; nothing without one.
+
+    Raises ValueError if it cannot be read.
+    """
     path = model.get("weights")
     if path is None:
         return {}
-    return {"weights": hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()}
+    try:
+        content = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"model.weights: cannot read {path!r} ({error.strerror})") from None
+    return {"weights": hashlib.sha256(content).hexdigest()}
 
 
 def _lacks(config: Config, found: dict[str, Any]) -> str:

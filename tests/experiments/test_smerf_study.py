@@ -160,6 +160,12 @@ def test_a_model_that_does_not_reason_is_reported_and_not_scored(store):
     assert "\n" not in text
 
 
+def test_weights_that_are_not_there_are_named(store):
+    missing = config(model={"name": "smerf_vgg16", "weights": "/nowhere/vgg.pth"})
+    with pytest.raises(ValueError, match=r"model\.weights: cannot read '/nowhere/vgg\.pth' \(No"):
+        run(store, missing)
+
+
 def test_a_hardened_model_starts_from_the_plain_one(store, done):
     harder = {
         **TRAINING, "epochs": 1, "learning_rate": 1e-5,
